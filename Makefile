@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: MIT
+#
+# instar: one Makefile, non-recursive. `make` builds build/instar-launch and images/*.elf;
+# `make help` lists the rest. Every pure .c is built twice: for the guest, and for the host with
+# sanitizers.
+
+OPS      := noop info resize
+FORMATS  := err blk table formats crc32c raw qcow2 qcow2_map
+PLANNERS := plan check apply raw qcow2 qcow2_grow qcow2_refcount
+KERNEL   := start memory trap serial virtio virtio_mmio virtio_blk lib
+OPSBASE  := main disks report newsize
+LAUNCHER := main commands size disks locks growth raw qemu qmp run frames print image_path
+TESTS    := $(basename $(notdir $(wildcard tests/test_*.c)))
+GUESTS   := $(basename $(notdir $(wildcard tests/guest/*.c)))
+
+B := build
+CC ?= gcc
+PYTHON := /usr/bin/python3
+VERSION := 0.1.0
+
+WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wundef \
+        -Wno-missing-field-initializers $(WERROR)
+GUEST_CFLAGS := -std=gnu11 -O2 -g -ffreestanding -fno-stack-protector -fno-pic -no-pie \
+        -mno-red-zone -fcf-protection=none -fno-asynchronous-unwind-tables \
+        -ffunction-sections -fdata-sections -fno-builtin-printf -fmacro-prefix-map=$(CURDIR)/= $(WARN)
+HOST_CFLAGS := -std=gnu11 -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined \
+        -fno-sanitize-recover=all $(WARN)
+LAUNCHER_CFLAGS := -std=gnu11 -O2 -g -fstack-protector-strong -D_FORTIFY_SOURCE=2 -D_GNU_SOURCE \
+        -DINSTAR_VERSION='"$(VERSION)"' $(WARN)
+
+INC_kernel   := -Ikernel
+INC_formats  := -Iformats
+INC_planner  := -Iplanner -Iformats
+INC_ops      := -Iops -Ikernel -Iformats -Iplanner -I$(B)/gen
+INC_launcher := -Ilauncher -I$(B)/contract
+INC_tests    := -Itests -Iops -Iplanner -Iformats -I$(B)/gen
+
+IMAGES := $(OPS:%=images/%.elf)
+
+.DEFAULT_GOAL := all
+.PHONY: all help clean check check-unit check-pure check-lint check-image-sizes check-e2e demo bench \
+        deps deps-test format guests
+all: $(B)/instar-launch $(IMAGES)
+
+# ---- generated: the contract ----
+
+$(B)/gen/instar.pb.c: ops/instar.proto ops/instar.options
+	@mkdir -p $(@D)
+	PATH=/usr/bin:$$PATH protoc -Iops --nanopb_opt=-Iops --nanopb_out=$(@D) $<
+$(B)/gen/instar.pb.h: $(B)/gen/instar.pb.c ;
+$(B)/gen/instar_pb2.py: ops/instar.proto
+	@mkdir -p $(@D)
+	protoc -Iops --python_out=$(@D) $<
+
+# What of our own the launcher may include besides the generated code.
+CONTRACT := $(addprefix $(B)/contract/,instar.pb.h frame.h crc32c.h newsize.h)
+$(B)/contract/instar.pb.h: $(B)/gen/instar.pb.h
+$(B)/contract/frame.h $(B)/contract/newsize.h: $(B)/contract/%: ops/%
+$(B)/contract/crc32c.h: formats/crc32c.h
+$(CONTRACT):
+	@mkdir -p $(@D)
+	cp $< $@
+
+# ---- the guest: one unikernel per operation ----
+
+define compile_guest # folder
+$(B)/guest/$(1)/%.o: $(1)/%.c | $(B)/gen/instar.pb.h
+	@mkdir -p $$(@D)
+	$$(CC) $$(GUEST_CFLAGS) $$(INC_$(1)) -MMD -MP -c -o $$@ $$<
+endef
+$(foreach d,kernel formats planner ops,$(eval $(call compile_guest,$(d))))
+
+$(B)/guest/kernel/boot.o: kernel/boot.S
+	@mkdir -p $(@D)
+	$(CC) -Ikernel -MMD -MP -c -o $@ $<
+$(B)/guest/gen/instar.pb.o: $(B)/gen/instar.pb.c
+	@mkdir -p $(@D)
+	$(CC) $(GUEST_CFLAGS) -I$(B)/gen -c -o $@ $<
+
+KERNEL_O := $(B)/guest/kernel/boot.o $(KERNEL:%=$(B)/guest/kernel/%.o)
+PURE_O   := $(FORMATS:%=$(B)/guest/formats/%.o) $(PLANNERS:%=$(B)/guest/planner/%.o)
+GUEST_O  := $(KERNEL_O) $(OPSBASE:%=$(B)/guest/ops/%.o) $(PURE_O) $(B)/guest/gen/instar.pb.o
+NANOPB   := $(shell $(CC) -print-file-name=libprotobuf-nanopb.a)
+GUEST_LDFLAGS := -static -nostdlib -no-pie -Wl,--gc-sections -Wl,-z,noexecstack -Wl,--build-id=none \
+        -Wl,-z,max-page-size=4096 -Wl,-T,kernel/kernel.lds
+
+images/%.elf: $(B)/guest/ops/%.o $(GUEST_O) kernel/kernel.lds
+	$(CC) $(GUEST_LDFLAGS) -o $@ $(KERNEL_O) $< $(filter-out $(KERNEL_O),$(GUEST_O)) $(NANOPB)
+
+# Small programs on the bare kernel: the print-only floor, and those that must fault.
+$(B)/guest/tests/%.o: tests/guest/%.c
+	@mkdir -p $(@D)
+	$(CC) $(GUEST_CFLAGS) -Ikernel -MMD -MP -c -o $@ $<
+$(B)/guests/%.elf: $(B)/guest/tests/%.o $(KERNEL_O) kernel/kernel.lds
+	@mkdir -p $(@D)
+	$(CC) $(GUEST_LDFLAGS) -o $@ $(KERNEL_O) $<
+guests: $(GUESTS:%=$(B)/guests/%.elf)
+
+# ---- the launcher ----
+
+$(B)/launcher/%.o: launcher/%.c $(CONTRACT)
+	@mkdir -p $(@D)
+	$(CC) $(LAUNCHER_CFLAGS) $(INC_launcher) -MMD -MP -c -o $@ $<
+LAUNCHER_O := $(LAUNCHER:%=$(B)/launcher/%.o)
+# The contract's own code, as the launcher links it.
+$(B)/launcher/contract/instar.pb.o: $(B)/gen/instar.pb.c
+$(B)/launcher/contract/newsize.o: ops/newsize.c
+$(B)/launcher/contract/crc32c.o: formats/crc32c.c
+CONTRACT_O := $(addprefix $(B)/launcher/contract/,instar.pb.o newsize.o crc32c.o)
+$(CONTRACT_O): $(CONTRACT)
+	@mkdir -p $(@D)
+	$(CC) $(LAUNCHER_CFLAGS) -I$(B)/contract -c -o $@ $(filter %.c,$^)
+
+$(B)/instar-launch: $(LAUNCHER_O) $(CONTRACT_O)
+	$(CC) $(LAUNCHER_CFLAGS) -o $@ $^ -lprotobuf-nanopb -lseccomp
+
+# ---- host builds for tests: sanitized ----
+
+define compile_host # folder
+$(B)/host/$(1)/%.o: $(1)/%.c | $(B)/gen/instar.pb.h
+	@mkdir -p $$(@D)
+	$$(CC) $$(HOST_CFLAGS) $$(INC_$(1)) -MMD -MP -c -o $$@ $$<
+endef
+$(foreach d,formats planner ops tests,$(eval $(call compile_host,$(d))))
+$(B)/host/gen/instar.pb.o: $(B)/gen/instar.pb.c
+	@mkdir -p $(@D)
+	$(CC) $(HOST_CFLAGS) -I$(B)/gen -c -o $@ $<
+
+HOST_PURE_O := $(FORMATS:%=$(B)/host/formats/%.o) $(PLANNERS:%=$(B)/host/planner/%.o)
+# Backends and helpers shared by the tests: every .c of tests/ that is neither a test nor a main.
+HOST_SUPPORT_O := $(patsubst tests/%.c,$(B)/host/tests/%.o,\
+        $(filter-out tests/test_%.c tests/%_main.c,$(wildcard tests/*.c)))
+$(B)/tests/test_%: $(B)/host/tests/test_%.o $(HOST_SUPPORT_O) $(HOST_PURE_O) \
+        $(B)/host/ops/newsize.o $(B)/host/gen/instar.pb.o
+	@mkdir -p $(@D)
+	$(CC) $(HOST_CFLAGS) -o $@ $^ -lprotobuf-nanopb
+# An operation as a host program, over files: host_main.c in the place of kernel/.
+$(B)/tests/host-%: $(B)/host/tests/host_main.o $(B)/host/ops/%.o $(HOST_SUPPORT_O) $(HOST_PURE_O) \
+        $(B)/host/ops/newsize.o $(B)/host/gen/instar.pb.o
+	@mkdir -p $(@D)
+	$(CC) $(HOST_CFLAGS) -o $@ $^ -lprotobuf-nanopb
+
+# ---- clean, help ----
+
+clean:
+	rm -rf $(B) $(IMAGES)
+
+-include $(shell find $(B) -name '*.d' 2>/dev/null)
+.SECONDARY:
+.DELETE_ON_ERROR:

@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * qcow2, versions 2 and 3: where each field lies and what this image's header says.
+ * Source: QEMU's docs/interop/qcow2.txt; names are that document's. All integers big endian.
+ */
+#ifndef FORMATS_QCOW2_H
+#define FORMATS_QCOW2_H
+
+#include "table.h"
+
+enum qcow2_header { /* "Header" */
+    QH_MAGIC = 0,
+    QH_VERSION = 4,
+    QH_BACKING_FILE_OFFSET = 8,
+    QH_BACKING_FILE_SIZE = 16,
+    QH_CLUSTER_BITS = 20,
+    QH_SIZE = 24,
+    QH_CRYPT_METHOD = 32,
+    QH_L1_SIZE = 36,
+    QH_L1_TABLE_OFFSET = 40,
+    QH_REFCOUNT_TABLE_OFFSET = 48,
+    QH_REFCOUNT_TABLE_CLUSTERS = 56,
+    QH_NB_SNAPSHOTS = 60,
+    QH_SNAPSHOTS_OFFSET = 64,
+    QH_V2_LENGTH = 72,
+    QH_INCOMPATIBLE_FEATURES = 72,
+    QH_COMPATIBLE_FEATURES = 80,
+    QH_AUTOCLEAR_FEATURES = 88,
+    QH_REFCOUNT_ORDER = 96,
+    QH_HEADER_LENGTH = 100,
+    QH_COMPRESSION_TYPE = 104,
+    QH_V3_LENGTH = 104, /* the least a version 3 header may have */
+};
+
+#define QCOW2_MAGIC 0x514649fbu
+
+enum qcow2_extension {
+    QEXT_END = 0,
+    QEXT_BACKING_FORMAT = (int)0xe2792aca,
+    QEXT_FEATURE_NAMES = 0x6803f857,
+    QEXT_BITMAPS = 0x23852875,
+    QEXT_CRYPTO = 0x0537be77,
+    QEXT_DATA_FILE = 0x44415441,
+};
+
+#define QCOW2_INCOMPAT_DIRTY 1ull
+#define QCOW2_INCOMPAT_CORRUPT 2ull
+#define QCOW2_INCOMPAT_DATA_FILE 4ull
+#define QCOW2_INCOMPAT_COMPRESSION 8ull
+#define QCOW2_INCOMPAT_EXTL2 16ull
+#define QCOW2_INCOMPAT_KNOWN 31ull
+#define QCOW2_COMPAT_LAZY_REFCOUNTS 1ull
+#define QCOW2_AUTOCLEAR_BITMAPS 1ull
+#define QCOW2_AUTOCLEAR_DATA_FILE_RAW 2ull
+#define QCOW2_AUTOCLEAR_KNOWN 3ull
+
+/* Table entries: an offset's bits, and the flags around them. */
+#define QCOW2_OFFSET_MASK 0x00fffffffffffe00ull
+#define QCOW2_COPIED (1ull << 63)
+#define QCOW2_COMPRESSED (1ull << 62)
+#define QCOW2_L2_ZERO 1ull
+#define QCOW2_L1_RESERVED 0x7f000000000001ffull
+#define QCOW2_L2_RESERVED 0x3f000000000001feull
+#define QCOW2_REFTABLE_OFFSET_MASK 0xfffffffffffffe00ull
+#define QCOW2_REFTABLE_RESERVED 0x1ffull
+
+/* qemu's limits (parity A.7, C.1, C.7). */
+#define QCOW2_MAX_L1_BYTES (32u << 20)
+#define QCOW2_MAX_REFTABLE_BYTES (8u << 20)
+#define QCOW2_MAX_SNAPSHOTS 65536u
+#define QCOW2_MAX_DISK_SIZE (0x7fffffffffffffffull - (1u << 30) + 1) /* 2^63 - 2^30 */
+#define QCOW2_MAX_OFFSET (1ull << 56)
+
+struct qcow2 {
+    u32 version, cluster_bits, crypt_method, l1_size, refcount_table_clusters, nb_snapshots;
+    u32 refcount_order, header_length;
+    u64 l1_table_offset, refcount_table_offset, snapshots_offset;
+    u64 incompatible, compatible, autoclear;
+    u8 compression_type;
+    u64 backing_file_offset;
+    u32 backing_file_size;
+    u64 backing_format_offset; /* 0: no such extension */
+    u32 backing_format_size;
+    bool has_bitmaps_ext, has_crypto_ext, has_data_file_ext;
+    u32 nb_bitmaps;
+    u64 bitmap_directory_offset, bitmap_directory_size;
+    u64 crypto_offset, crypto_length;
+    u64 data_file_offset;
+    u32 data_file_size;
+    u64 snapshots_size; /* bytes of the snapshot table */
+    /* derived */
+    u32 l2_bits; /* log2 of the entries of an L2 table */
+    u32 l2_entry_size; /* 8, or 16 with extended L2 */
+};
+
+struct image;
+struct extent;
+
+/* L1 entries that a disk of `size` bytes needs. */
+u64 qcow2_l1_entries(const struct qcow2 *q, u64 size);
+/* Refuses a metadata structure of `len` bytes (> 0) at `off` that is not cluster-aligned, does not
+ * lie inside the file (its last cluster may be cut short), or touches the header or a table that
+ * the header names. ERR_OVERLAY_CORRUPT with `what`; val is the offset. */
+int qcow2_check_table(const struct image *img, u64 off, u64 len, const char *what, struct err *e);
+
+/* The L2 table that entry l1_idx of the active L1 names, validated; 0 if there is none. */
+int qcow2_l1_get(struct image *img, u64 l1_idx, u64 *l2_offset, struct err *e);
+/* The one cluster or subcluster (or unmapped L2 range) that voff lies in, from voff on. It may lie
+ * past the end of the disk, but not past the reach of the L1 table. */
+int qcow2_look(struct image *img, u64 voff, struct extent *x, struct err *e);
+/* The format's map(); see format.h. */
+int qcow2_map(struct image *img, u64 voff, u64 max, struct extent *x, struct err *e);
+
+#endif

@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * planners[], the registry; how planners emit; and plan_run(), which takes every epoch through the
+ * check sink, the grant and the apply sink. To add a format: one file and one line here.
+ */
+#include "sinks.h"
+
+const struct planner *const planners[] = {&qcow2_planner, &raw_planner, NULL};
+
+void digest_init(struct digest *d)
+{
+    d->hash = 0xcbf29ce484222325ull;
+    d->cnt = 0;
+}
+
+/* FNV-1a, 64 bits: it tells an honest change from none; it need not stand up to an attacker, who
+ * could as well write the image he wants. */
+static void digest_bytes(struct digest *d, const void *data, u64 len)
+{
+    const u8 *p = data;
+    for (u64 i = 0; i < len; i++)
+        d->hash = (d->hash ^ p[i]) * 0x100000001b3ull;
+}
+
+void digest_patch(struct digest *d, const struct patch *p)
+{
+    u64 fields[] = {p->kind, p->slot, p->from, p->off, p->len, p->from_off, p->commit, p->may_unmap};
+    digest_bytes(d, fields, sizeof fields);
+    if (p->kind == PATCH_WRITE)
+        digest_bytes(d, p->data, p->len);
+    d->cnt++;
+}
+
+static int emit(struct sink *s, struct patch p, struct err *e)
+{
+    return s->emit(s, &p, e);
+}
+
+int plan_length(struct sink *s, u64 len, const char *why, struct err *e)
+{
+    return emit(s, (struct patch){.kind = PATCH_LENGTH, .len = len, .why = why}, e);
+}
+
+int plan_write(struct sink *s, u64 off, const void *data, u64 len, const char *why, struct err *e)
+{
+    return emit(
+        s, (struct patch){.kind = PATCH_WRITE, .off = off, .len = len, .data = data, .why = why}, e);
+}
+
+int plan_commit(struct sink *s, u64 off, const void *data, u64 len, const char *why, struct err *e)
+{
+    return emit(s,
+                (struct patch){.kind = PATCH_WRITE,
+                               .off = off,
+                               .len = len,
+                               .data = data,
+                               .why = why,
+                               .commit = true},
+                e);
+}
+
+int plan_zero(struct sink *s, u64 off, u64 len, const char *why, struct err *e)
+{
+    return emit(s, (struct patch){.kind = PATCH_ZERO, .off = off, .len = len, .why = why}, e);
+}
+
+int plan_copy(struct sink *s, u64 off, u64 from_off, u64 len, const char *why, struct err *e)
+{
+    return emit(
+        s,
+        (struct patch){.kind = PATCH_COPY, .off = off, .from_off = from_off, .len = len, .why = why},
+        e);
+}
+
+int plan_barrier(struct sink *s, const char *why, struct err *e)
+{
+    return emit(s, (struct patch){.kind = PATCH_BARRIER, .why = why}, e);
+}
+
+/* A planner's step with its arguments, so that plan_run() serves every kind of change. */
+struct step {
+    int (*run)(const struct step *, struct plan_state *, struct sink *, struct err *);
+    struct image *img;
+    const struct planner *planner;
+    const void *args;
+};
+
+static int check_pass(const struct step *st, struct plan_state *state, struct check_sink *check,
+                      struct plan_host *h, struct err *e)
+{
+    int rc;
+    check_init(check, st->img, h, state->epoch);
+    if ((rc = image_reopen(st->img, e)) || (rc = st->run(st, state, &check->sink, e)))
+        return rc;
+    assert(check->barrier); /* an epoch ends at a barrier */
+    return 0;
+}
+
+static int apply_pass(const struct step *st, struct plan_state *state,
+                      const struct check_sink *check, struct plan_host *h, struct err *e)
+{
+    struct apply_sink apply;
+    int rc;
+    apply_init(&apply, st->img, check, h->mem, h->mem_len);
+    if ((rc = image_reopen(st->img, e)) || (rc = st->run(st, state, &apply.sink, e)))
+        return rc;
+    if (apply.digest.hash != check->digest.hash || apply.digest.cnt != check->digest.cnt)
+        return FAIL(e, ERR_HEADER_MISMATCH,
+                    "The image changed while it was being worked on; retry the operation", 0, 0);
+    return 0;
+}
+
+static int plan_run(const struct step *st, struct plan_host *h, struct err *e)
+{
+    struct plan_state state = {0}, copy;
+    struct check_sink check;
+    int rc;
+    do {
+        state.more = false;
+        copy = state;
+        if ((rc = check_pass(st, &copy, &check, h, e)))
+            return rc;
+        for (int i = 0; i < st->img->files; i++)
+            h->length[i] = check.length[i];
+        if (h->dry_run)
+            return 0;
+        if (check.need.room && (rc = h->need(h, state.epoch, &check.need, e)))
+            return rc;
+        if ((rc = apply_pass(st, &state, &check, h, e)))
+            return rc;
+        state.epoch++;
+    } while (state.more);
+    return 0;
+}
+
+static int resize_step(const struct step *st, struct plan_state *state, struct sink *s,
+                       struct err *e)
+{
+    return st->planner->resize(st->img, st->args, state, s, e);
+}
+
+static const struct planner *find_planner(const struct format *f)
+{
+    for (const struct planner *const *p = planners; *p; p++)
+        if ((*p)->format == f)
+            return *p;
+    return NULL;
+}
+
+int plan_resize(struct image *img, const struct resize_args *a, struct plan_host *h, struct err *e)
+{
+    const struct planner *p = find_planner(img->format);
+    if (!p || !p->resize)
+        return FAIL(e, ERR_UNSUPPORTED_FORMAT, "Image format driver does not support resize", 0, 0);
+    return plan_run(&(struct step){resize_step, img, p, a}, h, e);
+}

@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * A plan: the ordered stream of patches that turns an image into what a request asks for.
+ * Patches are pushed into a sink and never collected, so a plan of any length costs one window.
+ *
+ * THE INVARIANTS, cited by number in comments and tests:
+ *  P1  A planner reads only through its images and emits only to its sink: no globals, no clock, no
+ *      randomness.
+ *  P2  Same input, same patches.
+ *  P3  It never reads bytes that an earlier patch of the same epoch wrote; values are absolute,
+ *      never increments.
+ *  P4  Between two barriers patches may land in any order, torn at 512 bytes, or not at all, and
+ *      the image still opens with the old or the new guest data.
+ *  P5  A plan that switches metadata marks one commit patch, inside one sector.
+ *  P6  Bytes that no patch names are preserved: fields are patched, headers are never rewritten.
+ *  P7  Before the commit, patches touch only bytes that the old header cannot reach (table entries
+ *      past the old end of the disk count as such), or raise a refcount, or do what a specification
+ *      demands first (clear unknown autoclear bits).
+ *  P8  PATCH_LENGTH precedes any write past the old end of the file.
+ *  P9  patch.data is the planner's, valid only during emit().
+ *  P10 Where a format allows no order that satisfies P4 and P5, the epoch is marked so and an undo
+ *      journal covers it.
+ *  P11 A grow guarantees that the newly exposed area reads zero.
+ */
+#ifndef PLANNER_PLAN_H
+#define PLANNER_PLAN_H
+
+#include "format.h"
+
+enum patch_kind {
+    PATCH_LENGTH,  /* the file becomes `len` bytes long (never shorter than it is) */
+    PATCH_WRITE,   /* `data`, `len` bytes, to `off` */
+    PATCH_ZERO,    /* `len` zero bytes at `off`; may_unmap: the host may punch a hole */
+    PATCH_COPY,    /* `len` bytes from `from_off` of slot `from` to `off`; ranges do not overlap */
+    PATCH_DISCARD, /* [off, off+len) is garbage from here on */
+    PATCH_INSERT,  /* the host inserts `len` bytes at `off` */
+    PATCH_BARRIER, /* everything before is durable before anything after is issued */
+};
+
+struct patch {
+    enum patch_kind kind;
+    u8 slot, from;
+    u64 off, len, from_off;
+    const void *data;
+    const char *why; /* a constant text: shown by --dry-run */
+    bool commit, may_unmap;
+};
+
+struct sink {
+    int (*emit)(struct sink *, const struct patch *, struct err *);
+};
+
+/* Emitting, for planners: file[0], with the reason. */
+int plan_length(struct sink *s, u64 len, const char *why, struct err *e);
+int plan_write(struct sink *s, u64 off, const void *data, u64 len, const char *why, struct err *e);
+int plan_commit(struct sink *s, u64 off, const void *data, u64 len, const char *why, struct err *e);
+int plan_zero(struct sink *s, u64 off, u64 len, const char *why, struct err *e);
+int plan_copy(struct sink *s, u64 off, u64 from_off, u64 len, const char *why, struct err *e);
+int plan_barrier(struct sink *s, const char *why, struct err *e);
+
+/* What a planner remembers from one epoch to the next; plan_run() copies it freely. */
+struct plan_state {
+    u32 epoch; /* 0 in the first call; counted by plan_run() */
+    bool more; /* set by the planner: another epoch follows */
+    u64 v[8];  /* the planner's own */
+};
+
+enum preallocation { PREALLOC_OFF, PREALLOC_METADATA, PREALLOC_FALLOC, PREALLOC_FULL };
+
+struct resize_args {
+    u64 new_size; /* bytes; differs from img->size in the first epoch */
+    enum preallocation preallocation;
+};
+
+/* A step function: each call emits one epoch, a bounded run of patches that ends at a barrier and
+ * leaves a consistent image. A NULL member is UNSUPPORTED_FORMAT, raised by plan.c alone. */
+struct planner {
+    const struct format *format;
+    int (*resize)(struct image *, const struct resize_args *, struct plan_state *, struct sink *,
+                  struct err *);
+};
+
+extern const struct planner raw_planner, qcow2_planner;
+extern const struct planner *const planners[]; /* the registry; NULL-terminated */
+
+/* What an epoch needs of the host before it may be applied. */
+struct plan_need {
+    u64 length[IMAGE_FILES]; /* file length wanted, 0: as it is */
+    bool room;               /* some length is wanted */
+};
+
+/* What the operation lends to plan_run(). */
+struct plan_host {
+    /* Asks for what the epoch needs; returns 0 once it is granted. */
+    int (*need)(struct plan_host *, u32 epoch, const struct plan_need *, struct err *);
+    /* Shown every patch of the check pass; NULL if nobody looks. */
+    int (*show)(struct plan_host *, u32 epoch, const struct patch *, struct err *);
+    bool dry_run; /* stop after the first check pass */
+    void *mem;    /* copy buffer for apply, page aligned */
+    size_t mem_len; /* a multiple of BLK_IO_MAX, at least one */
+    u64 length[IMAGE_FILES]; /* out: file lengths after the plan */
+};
+
+/* Runs each epoch twice from the same state: into the check sink, which proves it legal and adds up
+ * what it needs, then, once granted, into the apply sink. The image is opened anew before each
+ * pass; if it changed in between, the streams differ: ERR_HEADER_MISMATCH, before the commit. */
+int plan_resize(struct image *img, const struct resize_args *a, struct plan_host *h, struct err *e);
+
+#endif

@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * qcow2: which images can be changed at all, and the plan that serves a request. Messages are
+ * qemu-img's where it has them (parity A.6).
+ */
+#include "qcow2_grow.h"
+
+/* Refused before anything is planned, each with its reason. */
+static int check_supported(const struct image *img, const struct resize_args *a, struct err *e)
+{
+    const struct qcow2 *q = &img->u.qcow2;
+    if (q->incompatible & QCOW2_INCOMPAT_CORRUPT)
+        return FAIL(e, ERR_OVERLAY_CORRUPT,
+                    "qcow2: Image is corrupt; cannot be opened read/write", QH_INCOMPATIBLE_FEATURES,
+                    q->incompatible);
+    if (a->new_size % 512)
+        return FAIL(e, ERR_INVALID_NEW_SIZE, "The new size must be a multiple of 512", 0,
+                    a->new_size);
+    if (q->version == 2 && q->nb_snapshots)
+        return FAIL(e, ERR_UNSUPPORTED_FEATURE, "Can't resize a v2 image which has snapshots",
+                    QH_NB_SNAPSHOTS, q->nb_snapshots);
+    if (q->has_bitmaps_ext && q->nb_bitmaps)
+        return FAIL(e, ERR_BITMAPS_UNSUPPORTED,
+                    "Resizing an image with persistent bitmaps is not yet supported", 0,
+                    q->nb_bitmaps);
+    if (q->incompatible & QCOW2_INCOMPAT_DATA_FILE)
+        return FAIL(e, ERR_EXTERNAL_DATA_FILE,
+                    "Resizing an image with an external data file is not yet supported",
+                    QH_INCOMPATIBLE_FEATURES, 0);
+    if (q->crypt_method)
+        return FAIL(e, ERR_LUKS_UNSUPPORTED, "Resizing an encrypted image is not yet supported",
+                    QH_CRYPT_METHOD, q->crypt_method);
+    if (q->incompatible & QCOW2_INCOMPAT_DIRTY)
+        return FAIL(e, ERR_INCONSISTENT,
+                    "The image was not closed cleanly (dirty bit); repairing it is not yet "
+                    "supported. Run 'qemu-img check -r all' on it first",
+                    QH_INCOMPATIBLE_FEATURES, 0);
+    if (q->backing_file_offset && q->backing_file_size)
+        return FAIL(e, ERR_UNSUPPORTED_FEATURE,
+                    "Resizing an image with a backing file is not yet supported",
+                    QH_BACKING_FILE_OFFSET, 0);
+    if (a->preallocation != PREALLOC_OFF)
+        return FAIL(e, ERR_PREALLOCATION_UNSUPPORTED, "Preallocation is not yet supported", 0,
+                    a->preallocation);
+    return 0;
+}
+
+static int qcow2_resize(struct image *img, const struct resize_args *a, struct plan_state *state,
+                        struct sink *s, struct err *e)
+{
+    (void)state;
+    int rc = check_supported(img, a, e);
+    if (rc)
+        return rc;
+    if (a->new_size < img->size)
+        return FAIL(e, ERR_UNSUPPORTED_SHRINK, "Shrinking qcow2 images is not yet supported", 0,
+                    a->new_size);
+    return qcow2_plan_grow(img, a, s, e);
+}
+
+const struct planner qcow2_planner = {&qcow2_format, qcow2_resize};

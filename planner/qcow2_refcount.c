@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Reference counts of 1 to 64 bits. Entries of at least a byte are big endian; narrower ones are
+ * packed from the least significant bit of each byte up. A patch holds whole bytes with absolute
+ * values, so that it may be written twice (P3): bytes that two runs share are computed from both.
+ */
+#include "qcow2_refcount.h"
+
+enum { CHUNK = 2048 /* bytes of a block changed by one patch */ };
+
+static u64 get(const u8 *p, u32 order, u64 i)
+{
+    if (order < 3) {
+        u32 width = 1u << order, per_byte = 8u >> order;
+        return p[i / per_byte] >> (i % per_byte * width) & ((1u << width) - 1);
+    }
+    u64 v = 0;
+    for (u32 n = 1u << (order - 3), k = 0; k < n; k++)
+        v = v << 8 | p[i * n + k];
+    return v;
+}
+
+static void put(u8 *p, u32 order, u64 i, u64 v)
+{
+    if (order < 3) {
+        u32 width = 1u << order, per_byte = 8u >> order, shift = (u32)(i % per_byte) * width;
+        u8 *b = &p[i / per_byte];
+        *b = (u8)((*b & ~(((1u << width) - 1) << shift)) | (u32)v << shift);
+        return;
+    }
+    for (u32 n = 1u << (order - 3), k = n; k-- > 0; v >>= 8)
+        p[i * n + k] = (u8)v;
+}
+
+u32 qcow2_refblock_bits(const struct qcow2 *q)
+{
+    return q->cluster_bits + 3 - q->refcount_order;
+}
+
+int qcow2_refblock(struct image *img, u64 idx, u64 *off, struct err *e)
+{
+    struct qcow2 *q = &img->u.qcow2;
+    struct table rt = {img->file[0], &img->win, q->refcount_table_offset,
+                       (u64)q->refcount_table_clusters << (q->cluster_bits - 3)};
+    u64 entry;
+    int rc = table_get(&rt, idx, &entry, e);
+    if (rc)
+        return rc;
+    *off = entry & QCOW2_REFTABLE_OFFSET_MASK;
+    if (entry & QCOW2_REFTABLE_RESERVED)
+        return FAIL(e, ERR_OVERLAY_CORRUPT,
+                    "Refcount table entry {off} has reserved bits set: {val:x}", idx, entry);
+    return *off ? qcow2_check_table(img, *off, img->unit, "Refcount block at {val} is misplaced", e)
+                : 0;
+}
+
+/* The bytes [from, to) of the block at `off`, as on disk. */
+static int block_bytes(struct image *img, u64 off, u64 from, u64 to, const u8 **p, struct err *e)
+{
+    return window_get(&img->win2, img->file[0], off + from, (u32)(to - from), off + to, p, e);
+}
+
+int qcow2_refcount_get(struct image *img, u64 idx, u64 *count, struct err *e)
+{
+    struct qcow2 *q = &img->u.qcow2;
+    u32 bits = qcow2_refblock_bits(q);
+    u64 off, i = idx & ((1ull << bits) - 1);
+    const u8 *p;
+    *count = 0;
+    int rc = qcow2_refblock(img, idx >> bits, &off, e);
+    if (rc || !off)
+        return rc;
+    u64 from = (i << q->refcount_order) / 8, width = max_u64(1, (1u << q->refcount_order) / 8);
+    rc = window_get(&img->win2, img->file[0], off + from, (u32)width, off + img->unit, &p, e);
+    if (!rc)
+        *count = get(p, q->refcount_order, q->refcount_order < 3 ? i % (8u >> q->refcount_order) : 0);
+    return rc;
+}
+
+/* Changes those of the entries [base, base+cnt), held in buf, that lie in the run. */
+static void change(u8 *buf, u32 order, u64 base, u64 cnt, const struct refcount_run *run)
+{
+    u64 i = max_u64(base, run->first), end = min_u64(base + cnt, run->first + run->cnt);
+    for (; i < end; i++) {
+        u64 v = get(buf, order, i - base);
+        put(buf, order, i - base, !run->drop ? 1 : v ? v - 1 : 0);
+    }
+}
+
+int qcow2_refcount_emit(struct image *img, struct sink *s, u64 block, u64 off, bool fresh,
+                        const struct refcount_run *run, const struct refcount_run *before,
+                        const char *why, struct err *e)
+{
+    u32 order = img->u.qcow2.refcount_order, bits = qcow2_refblock_bits(&img->u.qcow2);
+    u64 block_first = block << bits;
+    u64 lo = max_u64(run->first, block_first);
+    u64 hi = min_u64(run->first + run->cnt, (block + 1) << bits);
+    u64 from = lo < hi ? ((lo - block_first) << order) / 8 : 0;
+    u64 to = lo < hi ? div_up((hi - block_first) << order, 8) : 0;
+    int rc = 0;
+    while (!rc && from < to) {
+        u8 buf[CHUNK];
+        u64 len = min_u64(to - from, CHUNK), base = block_first + (from * 8 >> order);
+        const u8 *p;
+        memset(buf, 0, sizeof buf);
+        if (!fresh) {
+            if ((rc = block_bytes(img, off, from, from + len, &p, e)))
+                return rc;
+            memcpy(buf, p, len);
+        }
+        if (before)
+            change(buf, order, base, len * 8 >> order, before);
+        change(buf, order, base, len * 8 >> order, run);
+        rc = plan_write(s, off + from, buf, len, why, e);
+        from += len;
+    }
+    return rc;
+}
