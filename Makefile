@@ -14,7 +14,9 @@ TESTS    := $(basename $(notdir $(wildcard tests/test_*.c)))
 GUESTS   := $(basename $(notdir $(wildcard tests/guest/*.c)))
 
 B := build
-CC ?= gcc
+ifeq ($(origin CC),default)
+CC := gcc
+endif
 PYTHON := /usr/bin/python3
 VERSION := 0.1.0
 
@@ -39,7 +41,7 @@ IMAGES := $(OPS:%=images/%.elf)
 
 .DEFAULT_GOAL := all
 .PHONY: all help clean check check-unit check-pure check-lint check-image-sizes check-e2e demo bench \
-        deps deps-test format guests
+        deps deps-test format guests tests
 all: $(B)/instar-launch $(IMAGES)
 
 # ---- generated: the contract ----
@@ -80,12 +82,15 @@ $(B)/guest/gen/instar.pb.o: $(B)/gen/instar.pb.c
 KERNEL_O := $(B)/guest/kernel/boot.o $(KERNEL:%=$(B)/guest/kernel/%.o)
 PURE_O   := $(FORMATS:%=$(B)/guest/formats/%.o) $(PLANNERS:%=$(B)/guest/planner/%.o)
 GUEST_O  := $(KERNEL_O) $(OPSBASE:%=$(B)/guest/ops/%.o) $(PURE_O) $(B)/guest/gen/instar.pb.o
-NANOPB   := $(shell $(CC) -print-file-name=libprotobuf-nanopb.a)
+NANOPB   := -lprotobuf-nanopb
 GUEST_LDFLAGS := -static -nostdlib -no-pie -Wl,--gc-sections -Wl,-z,noexecstack -Wl,--build-id=none \
         -Wl,-z,max-page-size=4096 -Wl,-T,kernel/kernel.lds
 
-images/%.elf: $(B)/guest/ops/%.o $(GUEST_O) kernel/kernel.lds
+# build/guest/<op>.elf holds the symbols for gdb; images/<op>.elf is what boots.
+$(B)/guest/%.elf: $(B)/guest/ops/%.o $(GUEST_O) kernel/kernel.lds
 	$(CC) $(GUEST_LDFLAGS) -o $@ $(KERNEL_O) $< $(filter-out $(KERNEL_O),$(GUEST_O)) $(NANOPB)
+images/%.elf: $(B)/guest/%.elf
+	objcopy --strip-all $< $@
 
 # Small programs on the bare kernel: the print-only floor, and those that must fault.
 $(B)/guest/tests/%.o: tests/guest/%.c
@@ -140,10 +145,98 @@ $(B)/tests/host-%: $(B)/host/tests/host_main.o $(B)/host/ops/%.o $(HOST_SUPPORT_
 	@mkdir -p $(@D)
 	$(CC) $(HOST_CFLAGS) -o $@ $^ -lprotobuf-nanopb
 
+# ---- what has to be installed ----
+
+BUILD_PACKAGES := gcc libc6-dev make binutils nanopb libnanopb-dev protobuf-compiler \
+        python3-protobuf libseccomp-dev
+RUN_PACKAGES   := qemu-system-x86
+DEMO_PACKAGES  := $(BUILD_PACKAGES) $(RUN_PACKAGES) qemu-utils
+TEST_PACKAGES  := $(DEMO_PACKAGES) python3-pytest 7zip libqcow-utils grub-common clang
+
+# Installs what is missing with apt-get (with sudo if not root); elsewhere it says what is needed.
+define install
+	@missing=$$(for p in $(1); do \
+	    dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	[ -z "$$missing" ] && exit 0; \
+	if ! command -v apt-get >/dev/null; then \
+	    echo "Needed, under Debian's names (this is not a Debian system; if you have them, go on):"; \
+	    echo $(1); exit 0; fi; \
+	sudo=; [ $$(id -u) = 0 ] || sudo=sudo; \
+	echo "Installing:" $$missing; \
+	$$sudo apt-get update -qq && \
+	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing
+endef
+deps:
+	$(call install,$(DEMO_PACKAGES))
+deps-test:
+	$(call install,$(TEST_PACKAGES))
+
+# ---- demo ----
+
+SIZE ?= +5G
+demo: deps
+	@$(MAKE) -s all
+	@sh tests/demo.sh "$(IMAGE)" "$(SIZE)"
+
+# ---- check ----
+
+check: deps-test
+	@$(MAKE) -j2 all guests tests
+	@$(MAKE) check-lint check-pure check-image-sizes check-unit check-e2e
+
+# The objects and programs that the tests use.
+tests: $(TESTS:%=$(B)/tests/%) $(OPS:%=$(B)/tests/host-%) $(B)/gen/instar_pb2.py
+	@:
+
+check-unit: $(TESTS:%=$(B)/tests/%)
+	@set -e; for t in $^; do echo "== $$t"; $$t; done
+
+check-e2e: all guests tests
+	$(PYTHON) -m pytest -q -p no:cacheprovider -rs tests
+
+# formats/ and planner/ may need nothing but these, whoever links them.
+check-pure: $(PURE_O)
+	@ld -r -o $(B)/pure.o $(PURE_O)
+	@bad=$$(nm -u $(B)/pure.o | awk '{print $$2}' | \
+	    grep -vxE 'mem(cpy|move|set|cmp)|strlen|assert_failed|_GLOBAL_OFFSET_TABLE_'); \
+	[ -z "$$bad" ] || { echo "formats/ and planner/ are not pure; they need:" $$bad; exit 1; }
+	@echo "pure: formats/ and planner/ need mem*, strlen and assert_failed only"
+
+check-image-sizes: $(IMAGES)
+	@for f in $(IMAGES); do n=$$(stat -c %s $$f); echo "$$f: $$n bytes"; \
+	    [ $$n -lt 131072 ] || { echo "$$f is not under 128 KiB"; exit 1; }; done
+
+# Headers compile alone, no include climbs out of its folder, formats are told apart by tables.
+LINT_HEADERS := $(foreach d,kernel formats planner ops launcher,$(wildcard $(d)/*.h))
+check-lint: $(CONTRACT)
+	@! grep -nE '#include "\.\./' kernel/*.[chS] formats/*.[ch] planner/*.[ch] ops/*.[ch] launcher/*.[ch]
+	@! grep -nE 'switch \([^)]*format' kernel/*.c formats/*.c planner/*.c ops/*.c launcher/*.c
+	@for h in $(LINT_HEADERS); do \
+	    $(CC) -std=gnu11 -D_GNU_SOURCE -fsyntax-only -Wall -Werror \
+	        $$(case $$h in kernel/*) echo $(INC_kernel);; formats/*) echo $(INC_formats);; \
+	           planner/*) echo $(INC_planner);; ops/*) echo $(INC_ops);; launcher/*) echo $(INC_launcher);; \
+	           esac) -x c $$h || exit 1; done
+	@echo "lint: headers compile alone, includes stay at home"
+
+bench: deps
+	@$(MAKE) -s all guests tests
+	$(PYTHON) tests/bench.py
+
 # ---- clean, help ----
+
+format:
+	clang-format -i $(foreach d,kernel formats planner ops launcher tests,$(wildcard $(d)/*.[ch]))
 
 clean:
 	rm -rf $(B) $(IMAGES)
+
+help:
+	@echo 'make              build build/instar-launch and images/*.elf'
+	@echo 'make demo         install what is missing, build, grow a sample image [IMAGE=my.qcow2 SIZE=+5G]'
+	@echo 'make check        install what is missing, build, run every test'
+	@echo 'make bench        measure, side by side, and print a table'
+	@echo 'make check-unit check-e2e check-lint check-pure check-image-sizes   parts of check'
+	@echo 'make format clean'
 
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
 .SECONDARY:

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: MIT
+"""`make bench`: ratios measured side by side in one run, medians, interleaved. Absolute times are
+this machine's and this hour's; only the ratios travel. Nothing here asserts: a number that is
+missed is printed as missed."""
+import os
+import select
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+LAUNCH = os.path.join(TOP, "build/instar-launch")
+ROUNDS = int(os.environ.get("ROUNDS", "20"))
+sys.path.insert(0, os.path.join(TOP, "build/gen"))
+os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
+import instar_pb2  # noqa: E402
+
+G, T, P = 1 << 30, 1 << 40, 1 << 50
+
+
+def kvm_works():
+    try:
+        os.close(os.open("/dev/kvm", os.O_RDWR))
+        return True
+    except OSError:
+        return False
+
+
+def accels():
+    return (["kvm"] if kvm_works() else []) + ["tcg"]
+
+
+def run(*argv):
+    done = subprocess.run(argv, capture_output=True, timeout=300)
+    if done.returncode:
+        sys.exit(f"{argv} failed: {done.stderr.decode()}")
+
+
+def timed(fn):
+    start = time.perf_counter()
+    fn()
+    return (time.perf_counter() - start) * 1000
+
+
+def interleaved(cases, rounds=None):
+    """{name: (prepare, fn)} -> {name: median ms}; one of each per round, a first round for warmth."""
+    took = {name: [] for name in cases}
+    for i in range((rounds or ROUNDS) + 1):
+        for name, (prepare, fn) in cases.items():
+            prepare()
+            ms = fn() if fn.__name__ == "self_timed" else timed(fn)
+            if i:
+                took[name].append(ms)
+    return {name: statistics.median(v) for name, v in took.items()}
+
+
+def fresh(path, size, *options):
+    def make():
+        if os.path.exists(path):
+            os.unlink(path)
+        run("qemu-img", "create", "-q", "-f", "qcow2", *options, path, str(size))
+    return make
+
+
+def nothing():
+    pass
+
+
+def ratio(table, what, a, b, limit=None):
+    r = a / b
+    verdict = "" if limit is None else f"at most {limit}: " + ("met" if r <= limit else "MISSED")
+    table.append((what, f"{a:.1f} ms", f"{b:.1f} ms", f"{r:.2f}", verdict))
+
+
+def bare_qemu(kernel, accel, request, *extra):
+    """QEMU by hand, the kernel's serial port on stdout; the same command for every kernel."""
+    cpu = {"kvm": "max,arch-capabilities=off", "tcg": "max"}[accel]
+    argv = ["qemu-system-x86_64",
+            "-M", "microvm,acpi=off,pit=off,pic=off,rtc=off,x-option-roms=off,auto-kernel-cmdline=off",
+            "-accel", accel, "-cpu", cpu, "-m", "128", "-nodefaults", "-no-user-config",
+            "-display", "none", "-no-reboot", "-global", "virtio-mmio.force-legacy=false",
+            "-serial", "stdio", "-kernel", kernel, "-initrd", request, *extra]
+    return argv
+
+
+EXIT = ("-device", "isa-debug-exit,iobase=0xf4,iosize=4")
+
+
+def to_last_byte(kernel, accel, request, to_exit):
+    """ms from spawn to the last serial byte, or to the end of the process."""
+    def self_timed():
+        start = time.perf_counter()
+        p = subprocess.Popen(bare_qemu(kernel, accel, request, *EXIT), stdin=subprocess.DEVNULL,
+                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        last = start
+        while select.select([p.stdout], [], [], 30)[0]:
+            if not os.read(p.stdout.fileno(), 65536):
+                break
+            last = time.perf_counter()
+        p.wait(timeout=30)
+        end = time.perf_counter()
+        return ((end if to_exit else last) - start) * 1000
+    return self_timed
+
+
+def bench_whole(table, tmp, accel):
+    image, other = os.path.join(tmp, "a.qcow2"), os.path.join(tmp, "b.qcow2")
+    cases = {
+        "resize": (fresh(image, 20 * G),
+                   lambda: run(LAUNCH, "resize", "-q", "--accel", accel, image, "+5G")),
+        "noop": (fresh(image, 20 * G), lambda: run(LAUNCH, "noop", "--accel", accel, image)),
+        "qemu-img": (fresh(other, 20 * G),
+                     lambda: run("qemu-img", "resize", "-q", "-f", "qcow2", other, "+5G")),
+    }
+    t = interleaved(cases)
+    ratio(table, f"{accel}: resize 20G +5G / noop", t["resize"], t["noop"], 1.25)
+    ratio(table, f"{accel}: resize / qemu-img resize", t["resize"], t["qemu-img"])
+
+
+def bench_floor(table, tmp, accel):
+    request = os.path.join(tmp, "request")
+    with open(request, "wb") as f:
+        f.write(instar_pb2.Request(noop=instar_pb2.NoopRequest()).SerializeToString())
+    noop, floor = (os.path.join(TOP, k) for k in ("images/noop.elf", "build/guests/print.elf"))
+    cases = {(k, e): (nothing, to_last_byte(k, accel, request, e))
+             for k in (noop, floor) for e in (False, True)}
+    t = interleaved(cases)
+    ratio(table, f"{accel}: noop / print-only kernel, to the last serial byte", t[noop, False],
+          t[floor, False], 1.15)
+    ratio(table, f"{accel}: noop / print-only kernel, to process exit", t[noop, True],
+          t[floor, True], 1.15)
+
+
+def guest_memory(tmp, accel):
+    """Bytes of guest memory that a resize touched, seen from the host (a memfd's st_blocks)."""
+    image, request = os.path.join(tmp, "m.qcow2"), os.path.join(tmp, "request")
+    fresh(image, 20 * G)()
+    req = instar_pb2.Request(resize=instar_pb2.ResizeRequest(kind="PLUS", size=5 * G))
+    req.disks.add(length=os.path.getsize(image), writable=True)
+    # The file is long enough already, so that no grant is needed; no debug exit: it halts.
+    os.truncate(image, 262144)
+    req.disks[0].length = 262144
+    with open(request, "wb") as f:
+        f.write(req.SerializeToString())
+    argv = bare_qemu(os.path.join(TOP, "images/resize.elf"), accel, request,
+                     "-object", "memory-backend-memfd,id=m,size=128M,share=on",
+                     "-blockdev", f"driver=file,node-name=f0,filename={image},discard=unmap",
+                     "-device", "virtio-blk-device,drive=f0,bus=virtio-mmio-bus.0")
+    argv[2] += ",memory-backend=m"
+    p = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                         stderr=subprocess.DEVNULL)
+    try:
+        while select.select([p.stdout], [], [], 2)[0]:
+            if not os.read(p.stdout.fileno(), 65536):
+                break
+        fds = f"/proc/{p.pid}/fd"
+        return max(os.stat(f"{fds}/{n}").st_blocks * 512 for n in os.listdir(fds)
+                   if "memory-backend-memfd" in os.readlink(f"{fds}/{n}")
+                   or "memfd:m" in os.readlink(f"{fds}/{n}"))
+    finally:
+        p.kill()
+        p.wait()
+
+
+def build_time():
+    src = subprocess.run(["git", "-C", TOP, "ls-files"], capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as d:
+        for name in src.stdout.split():
+            if os.path.isfile(os.path.join(TOP, name)):
+                os.makedirs(os.path.join(d, os.path.dirname(name)), exist_ok=True)
+                subprocess.run(["cp", os.path.join(TOP, name), os.path.join(d, name)], check=True)
+        return timed(lambda: run("make", "-s", "-j2", "-C", d, "all")) / 1000
+
+
+def main():
+    table = []
+    with tempfile.TemporaryDirectory() as tmp:
+        for accel in accels():
+            bench_whole(table, tmp, accel)
+            bench_floor(table, tmp, accel)
+        touched = {a: guest_memory(tmp, a) / (1 << 20) for a in accels()}
+    print(f"medians of {ROUNDS}, interleaved")
+    widths = [max(len(row[i]) for row in table) for i in range(5)]
+    for row in table:
+        print("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip())
+    for accel, mib in touched.items():
+        print(f"{accel}: guest memory touched by resize: {mib:.1f} MiB (under 16: "
+              + ("met)" if mib < 16 else "MISSED)"))
+    seconds = build_time()
+    print(f"make -j2 from clean: {seconds:.1f} s (under 30: " + ("met)" if seconds < 30 else "MISSED)"))
+
+
+if __name__ == "__main__":
+    main()
