@@ -6,10 +6,11 @@
 
 OPS      := noop info resize
 FORMATS  := err blk table formats crc32c raw qcow2 qcow2_map
-PLANNERS := plan check apply raw qcow2 qcow2_grow qcow2_refcount
+PLANNERS := plan check apply raw qcow2 qcow2_grow qcow2_tail qcow2_alloc qcow2_refcount
 KERNEL   := start memory trap serial virtio virtio_mmio virtio_blk lib
 OPSBASE  := main disks report newsize
-LAUNCHER := main commands size disks locks growth raw qemu qmp run frames print image_path
+LAUNCHER := main commands size err codes text paths disks locks growth raw qemu qmp frames vm run \
+        outcome print
 TESTS    := $(basename $(notdir $(wildcard tests/test_*.c)))
 GUESTS   := $(basename $(notdir $(wildcard tests/guest/*.c)))
 
@@ -117,7 +118,7 @@ $(CONTRACT_O): $(CONTRACT)
 	$(CC) $(LAUNCHER_CFLAGS) -I$(B)/contract -c -o $@ $(filter %.c,$^)
 
 $(B)/instar-launch: $(LAUNCHER_O) $(CONTRACT_O)
-	$(CC) $(LAUNCHER_CFLAGS) -o $@ $^ -lprotobuf-nanopb -lseccomp
+	$(CC) $(LAUNCHER_CFLAGS) -o $@ $^ -lprotobuf-nanopb
 
 # ---- host builds for tests: sanitized ----
 

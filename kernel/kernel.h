@@ -51,6 +51,9 @@ _Noreturn void kernel_exit(unsigned status);
 /* Zeroed, page-aligned memory, user-writable and not executable; there is no free. NULL when there
  * is no more or after page_lock(). */
 void *page_alloc(size_t bytes);
+/* The same, but with anything in it, and free of cost until touched: for large I/O buffers. To zero
+ * a MiB that the host has yet to back takes 0.2 to 0.4 ms. */
+void *page_alloc_raw(size_t bytes);
 /* No allocation from here on: called before the first byte of an image is read. */
 void page_lock(void);
 
@@ -79,7 +82,14 @@ void wait_once(struct wait *w);
 /* Disks are numbered as their transports: slot N is virtio-mmio transport N. */
 enum { VBLK_SLOTS = 24, VBLK_BATCH = 16, VBLK_IO_MAX = 1 << 20 };
 
-enum vblk_op { VBLK_READ, VBLK_WRITE, VBLK_ZERO, VBLK_ZERO_UNMAP, VBLK_DISCARD };
+enum vblk_op {
+    VBLK_READ,
+    VBLK_WRITE,
+    VBLK_ZERO,
+    VBLK_ZERO_UNMAP,
+    VBLK_DISCARD,
+    VBLK_FLUSH /* of what was done before this batch; off, len and buf do not matter */
+};
 
 /* off and len in bytes, multiples of the sector size; len at most VBLK_IO_MAX for reads and writes,
  * of any size for the others, which are split as the device demands. A device without
@@ -91,13 +101,15 @@ struct vblk_req {
     void *buf;
 };
 
-/* Is there a block device in this slot? Sets it up on first use. */
+/* Is there a block device in this slot? Sets it up on first use, which takes a page: every disk
+ * must have been asked for before page_lock(). */
 bool vblk_present(unsigned slot);
 uint32_t vblk_sector(unsigned slot);   /* logical block size: 512 or 4096 */
 uint64_t vblk_capacity(unsigned slot); /* bytes, as of now: re-read from the device */
 bool vblk_read_only(unsigned slot);
 /* Up to VBLK_BATCH requests, all in flight at once, over any mix of slots; returns when all are
- * done: 0, or the first failure. */
+ * done: 0, or the first failure. Nothing is sent if any of them is KERNEL_EINVAL or KERNEL_ENODEV:
+ * out of range, unaligned, a change of a read-only disk. */
 int vblk_run(const struct vblk_req *r, unsigned n);
 int vblk_flush(unsigned slot);
 

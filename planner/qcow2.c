@@ -48,14 +48,13 @@ static int check_supported(const struct image *img, const struct resize_args *a,
 static int qcow2_resize(struct image *img, const struct resize_args *a, struct plan_state *state,
                         struct sink *s, struct err *e)
 {
-    (void)state;
     int rc = check_supported(img, a, e);
     if (rc)
         return rc;
     if (a->new_size < img->size)
         return FAIL(e, ERR_UNSUPPORTED_SHRINK, "Shrinking qcow2 images is not yet supported", 0,
                     a->new_size);
-    return qcow2_plan_grow(img, a, s, e);
+    return qcow2_plan_grow(img, a, state, s, e);
 }
 
 const struct planner qcow2_planner = {&qcow2_format, qcow2_resize};

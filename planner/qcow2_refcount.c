@@ -78,41 +78,74 @@ int qcow2_refcount_get(struct image *img, u64 idx, u64 *count, struct err *e)
 }
 
 /* Changes those of the entries [base, base+cnt), held in buf, that lie in the run. */
-static void change(u8 *buf, u32 order, u64 base, u64 cnt, const struct refcount_run *run)
+static void change(u8 *buf, u32 order, u64 base, u64 cnt, const struct cluster_run *run, bool drop)
 {
     u64 i = max_u64(base, run->first), end = min_u64(base + cnt, run->first + run->cnt);
     for (; i < end; i++) {
         u64 v = get(buf, order, i - base);
-        put(buf, order, i - base, !run->drop ? 1 : v ? v - 1 : 0);
+        put(buf, order, i - base, !drop ? 1 : v ? v - 1 : 0);
     }
 }
 
-int qcow2_refcount_emit(struct image *img, struct sink *s, u64 block, u64 off, bool fresh,
-                        const struct refcount_run *run, const struct refcount_run *before,
-                        const char *why, struct err *e)
+/* The bytes [*from, *to) of block `block` that hold entries of the run; empty if there are none. */
+static void run_bytes(const struct qcow2 *q, u64 block, const struct cluster_run *run, u64 *from,
+                      u64 *to)
 {
-    u32 order = img->u.qcow2.refcount_order, bits = qcow2_refblock_bits(&img->u.qcow2);
-    u64 block_first = block << bits;
-    u64 lo = max_u64(run->first, block_first);
-    u64 hi = min_u64(run->first + run->cnt, (block + 1) << bits);
-    u64 from = lo < hi ? ((lo - block_first) << order) / 8 : 0;
-    u64 to = lo < hi ? div_up((hi - block_first) << order, 8) : 0;
-    int rc = 0;
-    while (!rc && from < to) {
-        u8 buf[CHUNK];
-        u64 len = min_u64(to - from, CHUNK), base = block_first + (from * 8 >> order);
-        const u8 *p;
-        memset(buf, 0, sizeof buf);
-        if (!fresh) {
-            if ((rc = block_bytes(img, off, from, from + len, &p, e)))
-                return rc;
-            memcpy(buf, p, len);
-        }
-        if (before)
-            change(buf, order, base, len * 8 >> order, before);
-        change(buf, order, base, len * 8 >> order, run);
-        rc = plan_write(s, off + from, buf, len, why, e);
-        from += len;
+    u32 bits = qcow2_refblock_bits(q);
+    u64 first = block << bits;
+    u64 lo = max_u64(run->first, first), hi = min_u64(run->first + run->cnt, (block + 1) << bits);
+    *from = *to = 0;
+    if (lo < hi) {
+        *from = ((lo - first) << q->refcount_order) / 8;
+        *to = div_up((hi - first) << q->refcount_order, 8);
     }
-    return rc;
+}
+
+/* How many bytes from `from` on, up to `to`, belong to none of the runs; 0 if `from` does. */
+static u64 uncovered(const struct qcow2 *q, u64 block, const struct cluster_run *runs, unsigned n,
+                     u64 from, u64 to)
+{
+    for (unsigned i = 0; i < n; i++) {
+        u64 lo, hi;
+        run_bytes(q, block, &runs[i], &lo, &hi);
+        if (from < hi && lo < to)
+            to = max_u64(lo, from);
+    }
+    return to - from;
+}
+
+int qcow2_refcount_emit(struct image *img, struct sink *s, u64 block, u64 off, bool fresh,
+                        const struct cluster_run *set, const struct cluster_run *drop,
+                        unsigned drop_cnt, const char *why, struct err *e)
+{
+    const struct qcow2 *q = &img->u.qcow2;
+    const struct cluster_run *runs = drop_cnt ? drop : set;
+    u64 first = block << qcow2_refblock_bits(q);
+    for (unsigned r = 0; r < max_u64(drop_cnt, 1); r++) {
+        u64 from, to, len;
+        for (run_bytes(q, block, &runs[r], &from, &to); from < to; from += len) {
+            u8 buf[CHUNK];
+            u64 base = first + (from * 8 >> q->refcount_order);
+            const u8 *p;
+            len = uncovered(q, block, runs, r, from, min_u64(to, from + CHUNK));
+            if (!len) {
+                len = 1;
+                continue;
+            }
+            int rc = fresh ? 0 : block_bytes(img, off, from, from + len, &p, e);
+            if (rc)
+                return rc;
+            if (fresh)
+                memset(buf, 0, len);
+            else
+                memcpy(buf, p, len);
+            if (set)
+                change(buf, q->refcount_order, base, len * 8 >> q->refcount_order, set, false);
+            for (unsigned i = 0; i < drop_cnt; i++)
+                change(buf, q->refcount_order, base, len * 8 >> q->refcount_order, &drop[i], true);
+            if ((rc = plan_write(s, off + from, buf, len, why, e)))
+                return rc;
+        }
+    }
+    return 0;
 }

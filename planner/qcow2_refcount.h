@@ -8,11 +8,9 @@
 
 #include "plan.h"
 
-/* A change to the counts of clusters [first, first+cnt): set to one, or one less (never below
- * zero: an entry that is zero stays zero). */
-struct refcount_run {
+/* A run of host clusters, by index. */
+struct cluster_run {
     u64 first, cnt;
-    bool drop;
 };
 
 /* log2 of the entries of a refcount block. */
@@ -25,11 +23,13 @@ int qcow2_refblock(struct image *img, u64 idx, u64 *off, struct err *e);
 /* The count of cluster `idx` (an index, not an offset); 0 where no block covers it. */
 int qcow2_refcount_get(struct image *img, u64 idx, u64 *count, struct err *e);
 
-/* Emits what `run` changes in refcount block `block`, which stands at `off`. fresh: the block is
- * not on the disk yet and begins as zeros. `before`: a run that an earlier patch of this epoch
- * changed, or NULL: it may share bytes with `run` where entries are narrower than a byte. */
+/* Emits what one epoch does to refcount block `block`, which stands at `off`. fresh: the block is not
+ * on the disk yet and begins as zeros.
+ * drop_cnt == 0: the counts of `set` become one. Else: the counts of all `drop` runs become one less
+ * (a zero stays zero), and `set` is what an earlier patch of the epoch has set, or NULL: narrow
+ * entries may share a byte with it. No byte is emitted twice by one call. */
 int qcow2_refcount_emit(struct image *img, struct sink *s, u64 block, u64 off, bool fresh,
-                        const struct refcount_run *run, const struct refcount_run *before,
-                        const char *why, struct err *e);
+                        const struct cluster_run *set, const struct cluster_run *drop,
+                        unsigned drop_cnt, const char *why, struct err *e);
 
 #endif

@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What lies past the old end of a qcow2 disk. The old header cannot reach it, so in-place zeros may
+ * precede the commit (P7). Whether something may be changed in place is decided by its refcount, not
+ * by its COPIED flag. Source: docs/interop/qcow2.txt, "Cluster mapping".
+ */
+#include "qcow2_tail.h"
+
+static u64 entry_off(const struct image *img, const struct qcow2_tail *t, u64 idx)
+{
+    return t->l2 + idx * img->u.qcow2.l2_entry_size;
+}
+
+static int read_entry(struct image *img, const struct qcow2_tail *t, u64 idx, u64 *entry,
+                      u64 *bitmap, struct err *e)
+{
+    u32 size = img->u.qcow2.l2_entry_size;
+    const u8 *p;
+    int rc = window_get(&img->win2, img->file[0], entry_off(img, t, idx), size, t->l2 + img->unit,
+                        &p, e);
+    if (rc)
+        return rc;
+    *entry = be64(p);
+    *bitmap = size == 16 ? be64(p + 8) : 0;
+    return 0;
+}
+
+/* Entries past the end of the disk that do not read zero. */
+static int find_stale(struct image *img, struct qcow2_tail *t, struct err *e)
+{
+    const struct qcow2 *q = &img->u.qcow2;
+    u64 zero_flag = q->version == 3 && q->l2_entry_size == 8 ? QCOW2_L2_ZERO : 0;
+    for (u64 i = t->idx; i < 1ull << q->l2_bits; i++) {
+        u64 entry, bitmap;
+        int rc = read_entry(img, t, i, &entry, &bitmap, e);
+        if (rc)
+            return rc;
+        if ((entry & ~zero_flag) || (u32)bitmap) {
+            t->stale_first = t->stale_end ? t->stale_first : i;
+            t->stale_end = i + 1;
+        }
+    }
+    return 0;
+}
+
+/* What the rest of the last cluster holds. */
+static int look_at_rest(struct image *img, struct qcow2_tail *t, struct err *e)
+{
+    u64 end = round_up(img->size, img->unit);
+    int rc = read_entry(img, t, t->idx - 1, &t->entry, &t->bitmap, e);
+    for (u64 voff = img->size; !rc && voff < end;) {
+        struct extent x;
+        if ((rc = qcow2_look(img, voff, &x, e)))
+            break;
+        t->zero |= x.kind == EXTENT_DATA && x.off < img->file[0]->size;
+        t->copy_data |= x.kind == EXTENT_PACKED;
+        if (x.kind == EXTENT_PACKED)
+            t->packed = x;
+        voff += x.len;
+    }
+    return rc;
+}
+
+static int count_of(struct image *img, u64 off, u64 *count, struct err *e)
+{
+    int rc = qcow2_refcount_get(img, off >> img->u.qcow2.cluster_bits, count, e);
+    return !rc && !*count ? FAIL(e, ERR_INCONSISTENT,
+                                 "The cluster at {val} is in use but not counted; run "
+                                 "'qemu-img check -r all' on the image",
+                                 off, off)
+                          : rc;
+}
+
+/* In place, or by a copy? */
+static int decide(struct image *img, struct qcow2_tail *t, struct err *e)
+{
+    const struct qcow2 *q = &img->u.qcow2;
+    u64 l2_count, count, data = t->entry & QCOW2_OFFSET_MASK;
+    if (!t->zero && !t->copy_data && !t->stale_end)
+        return 0;
+    int rc = count_of(img, t->l2, &l2_count, e);
+    if (!rc && t->zero && !(rc = count_of(img, data, &count, e)))
+        t->copy_data = l2_count > 1 || count > 1;
+    t->copy_l2 = l2_count > 1;
+    if (t->copy_data) {
+        u64 first = (t->zero ? data : t->packed.off) >> q->cluster_bits;
+        u64 last = t->zero ? first : (t->packed.off + t->packed.packed_len - 1) >> q->cluster_bits;
+        t->free[t->frees++] = (struct cluster_run){first, last - first + 1};
+    }
+    if (t->copy_l2)
+        t->free[t->frees++] = (struct cluster_run){t->l2 >> q->cluster_bits, 1};
+    return rc;
+}
+
+int qcow2_tail_look(struct image *img, struct qcow2_tail *t, struct err *e)
+{
+    const struct qcow2 *q = &img->u.qcow2;
+    u64 used = qcow2_l1_entries(q, img->size), per_table = 1ull << q->l2_bits;
+    *t = (struct qcow2_tail){0};
+    if (!used)
+        return 0;
+    t->l1_idx = used - 1;
+    int rc = qcow2_l1_get(img, t->l1_idx, &t->l2, e);
+    if (rc || !t->l2)
+        return rc;
+    t->idx = div_up(img->size, img->unit) - t->l1_idx * per_table;
+    t->in = img->size % img->unit;
+    if ((rc = find_stale(img, t, e)) || (t->in && (rc = look_at_rest(img, t, e))))
+        return rc;
+    if (t->packed.packed_len)
+        return FAIL(e, ERR_UNSUPPORTED_FEATURE,
+                    "The disk ends inside a compressed cluster: growing it is not yet supported",
+                    img->size, t->packed.off);
+    return decide(img, t, e);
+}
+
+u64 qcow2_tail_clusters(const struct qcow2_tail *t)
+{
+    return (u64)t->copy_l2 + t->copy_data;
+}
+
+void qcow2_tail_place(const struct image *img, struct qcow2_tail *t, u64 first)
+{
+    t->new_l2 = first << img->u.qcow2.cluster_bits;
+    t->new_data = t->new_l2 + (t->copy_l2 ? img->unit : 0);
+}
+
+/* Zeros in the rest of the last cluster, as far as the file reaches. */
+static int zero_rest(struct image *img, struct sink *s, struct err *e)
+{
+    u64 end = round_up(img->size, img->unit);
+    int rc = 0;
+    for (u64 voff = img->size; !rc && voff < end;) {
+        struct extent x;
+        if ((rc = qcow2_look(img, voff, &x, e)))
+            break;
+        if (x.kind == EXTENT_DATA && x.off < img->file[0]->size)
+            rc = plan_zero(s, x.off, min_u64(x.len, img->file[0]->size - x.off),
+                           "old bytes past the old end of the disk", e);
+        voff += x.len;
+    }
+    return rc;
+}
+
+/* The last cluster's entry once it points at its copy. Subclusters past the end read zero. */
+static u32 new_entry(const struct image *img, const struct qcow2_tail *t, u8 out[16])
+{
+    u32 keep = (u32)div_up(t->in, img->unit / 32);
+    u64 low = keep == 32 ? 0xffffffff : (1ull << keep) - 1;
+    put_be64(out, t->new_data | QCOW2_COPIED);
+    put_be64(out + 8, t->bitmap & (low | low << 32));
+    return img->u.qcow2.l2_entry_size;
+}
+
+/* The copy of a shared L2 table, without what is past the end. */
+static int emit_l2(struct image *img, const struct qcow2_tail *t, struct sink *s, struct err *e)
+{
+    u64 keep = t->copy_data ? t->idx - 1 : t->idx, size = img->u.qcow2.l2_entry_size;
+    u8 entry[16];
+    int rc = keep ? plan_copy(s, t->new_l2, t->l2, keep * size,
+                              "an L2 table of our own, for the one that a snapshot shares", e)
+                  : 0;
+    if (!rc && t->copy_data)
+        rc = plan_write(s, t->new_l2 + keep * size, entry, new_entry(img, t, entry),
+                        "the copied cluster, in it", e);
+    return rc;
+}
+
+int qcow2_tail_emit(struct image *img, const struct qcow2_tail *t, struct sink *s, bool *wrote,
+                    struct err *e)
+{
+    int rc = 0;
+    *wrote |= t->zero || t->copy_data || t->stale_end;
+    if (t->stale_end && !t->copy_l2)
+        rc = plan_zero(s, entry_off(img, t, t->stale_first),
+                       (t->stale_end - t->stale_first) * img->u.qcow2.l2_entry_size,
+                       "stale L2 entries past the old end of the disk", e);
+    if (!rc && t->zero && !t->copy_data)
+        rc = zero_rest(img, s, e);
+    if (!rc && t->zero && t->copy_data)
+        rc = plan_copy(s, t->new_data, t->entry & QCOW2_OFFSET_MASK, t->in,
+                       "a copy of the last cluster, up to the old end of the disk", e);
+    if (!rc && t->copy_l2)
+        rc = emit_l2(img, t, s, e);
+    return rc;
+}
+
+int qcow2_tail_link(struct image *img, const struct qcow2_tail *t, bool l1_moves, struct sink *s,
+                    struct err *e)
+{
+    u8 entry[16];
+    if (t->copy_l2) {
+        put_be64(entry, t->new_l2 | QCOW2_COPIED);
+        return l1_moves ? 0
+                        : plan_write(s, img->u.qcow2.l1_table_offset + t->l1_idx * 8, entry, 8,
+                                     "link the L2 table of our own", e);
+    }
+    return t->copy_data ? plan_write(s, entry_off(img, t, t->idx - 1), entry,
+                                     new_entry(img, t, entry), "link the copied cluster", e)
+                        : 0;
+}
