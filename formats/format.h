@@ -10,7 +10,14 @@
 #include "table.h"
 #include "qcow2.h"
 
-enum { IMAGE_FILES = 8, IMAGE_MEM = 48 << 10, FACTS_MAX = 24 };
+enum {
+    IMAGE_FILES = 8,
+    IMAGE_MEM = 48 << 10,
+    IMAGE_UNIT_MAX = 2 << 20, /* the largest unit that can be packed */
+    IMAGE_SCRATCH = 7 << 20,  /* what unpack() works in; the first IMAGE_UNIT_MAX bytes of it are
+                                 the caller's, to be `out` */
+    FACTS_MAX = 24,
+};
 
 enum extent_kind { EXTENT_DATA, EXTENT_ZERO, EXTENT_HOLE /* see backing */, EXTENT_PACKED };
 
@@ -52,7 +59,8 @@ struct format {
     int (*open)(struct image *img, struct err *e);
     /* The extent that begins at voff (< img->size), at least one byte and at most max long. */
     int (*map)(struct image *img, u64 voff, u64 max, struct extent *x, struct err *e);
-    /* The bytes of a PACKED extent's whole unit into out[img->unit]. NULL: never PACKED. */
+    /* The bytes of a PACKED extent's whole unit into out[img->unit]; needs img->scratch. NULL: this
+     * program has no decoder, or the format knows no compression. */
     int (*unpack)(struct image *img, const struct extent *x, void *out, struct err *e);
     int (*facts)(struct image *img, struct facts *f, struct err *e);
 };
@@ -66,6 +74,7 @@ struct image {
     u64 size; /* of the virtual disk, bytes */
     u32 unit; /* cluster, block or grain, bytes; 0 for raw */
     struct window win, win2; /* win: the table in use (L1, BAT); win2: the second level */
+    void *scratch;           /* IMAGE_SCRATCH bytes for unpack(), lent after open; NULL: none */
     union {
         struct qcow2 qcow2;
     } u;

@@ -422,10 +422,14 @@ static int qcow2_facts(struct image *img, struct facts *f, struct err *e)
     return rc;
 }
 
+/* Only programs that meet compressed clusters link a decoder. */
+#pragma weak qcow2_unpack
+
 const struct format qcow2_format = {
     .name = "qcow2",
     .probe = qcow2_probe,
     .open = qcow2_open,
     .map = qcow2_map,
+    .unpack = qcow2_unpack,
     .facts = qcow2_facts,
 };

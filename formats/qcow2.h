@@ -111,4 +111,7 @@ int qcow2_look(struct image *img, u64 voff, struct extent *x, struct err *e);
 /* The format's map(); see format.h. */
 int qcow2_map(struct image *img, u64 voff, u64 max, struct extent *x, struct err *e);
 
+/* The format's unpack(), where qcow2_unpack.c is linked; see format.h. */
+int qcow2_unpack(struct image *img, const struct extent *x, void *out, struct err *e);
+
 #endif

@@ -13,7 +13,7 @@ static instar_Outcome outcome;
 
 void *op_alloc(size_t bytes)
 {
-    void *p = page_alloc(bytes);
+    void *p = page_alloc_raw(bytes);
     assert(p);
     return p;
 }

@@ -21,7 +21,8 @@ int op_run(struct op *op, instar_Outcome *out, struct err *e);
 
 /* ---- main.c ---- */
 
-/* Zeroed memory for the operation's buffers; asserts that there is enough. Before the first read. */
+/* Memory for the operation's buffers, page aligned, not zeroed, free until touched; asserts that
+ * there is enough. Only before the first block of a disk is read. */
 void *op_alloc(size_t bytes);
 
 /* ---- disks.c ---- */

@@ -64,7 +64,9 @@ int op_run(struct op *op, instar_Outcome *out, struct err *e)
         return FAIL(e, ERR_PROTOCOL, "resize takes one disk and its own request", 0, op->disks);
     out->which_result = instar_Outcome_resize_tag;
     r->file_size_before = r->file_size_after = op->disk[0]->size;
+    void *scratch = op_alloc(IMAGE_SCRATCH);
     int rc = image_open(&img, op->disk[0], req->disks[0].format, mem, e);
+    img.scratch = scratch;
     if (!rc)
         rc = resize(&img, req, &host, r, e);
     r->error = (instar_Code)rc;

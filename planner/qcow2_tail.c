@@ -107,9 +107,9 @@ int qcow2_tail_look(struct image *img, struct qcow2_tail *t, struct err *e)
     t->in = img->size % img->unit;
     if ((rc = find_stale(img, t, e)) || (t->in && (rc = look_at_rest(img, t, e))))
         return rc;
-    if (t->packed.packed_len)
+    if (t->packed.packed_len && (!img->format->unpack || !img->scratch))
         return FAIL(e, ERR_UNSUPPORTED_FEATURE,
-                    "The disk ends inside a compressed cluster: growing it is not yet supported",
+                    "The disk ends inside a compressed cluster, and this program has no decoder",
                     img->size, t->packed.off);
     return decide(img, t, e);
 }
@@ -147,8 +147,9 @@ static u32 new_entry(const struct image *img, const struct qcow2_tail *t, u8 out
 {
     u32 keep = (u32)div_up(t->in, img->unit / 32);
     u64 low = keep == 32 ? 0xffffffff : (1ull << keep) - 1;
+    u64 bitmap = t->packed.packed_len ? 0xffffffff : t->bitmap;
     put_be64(out, t->new_data | QCOW2_COPIED);
-    put_be64(out + 8, t->bitmap & (low | low << 32));
+    put_be64(out + 8, bitmap & (low | low << 32));
     return img->u.qcow2.l2_entry_size;
 }
 
@@ -166,6 +167,15 @@ static int emit_l2(struct image *img, const struct qcow2_tail *t, struct sink *s
     return rc;
 }
 
+static int emit_unpacked(struct image *img, const struct qcow2_tail *t, struct sink *s,
+                         struct err *e)
+{
+    int rc = img->format->unpack(img, &t->packed, img->scratch, e);
+    return rc ? rc
+              : plan_write(s, t->new_data, img->scratch, t->in,
+                           "the last cluster, decompressed, up to the old end of the disk", e);
+}
+
 int qcow2_tail_emit(struct image *img, const struct qcow2_tail *t, struct sink *s, bool *wrote,
                     struct err *e)
 {
@@ -177,6 +187,8 @@ int qcow2_tail_emit(struct image *img, const struct qcow2_tail *t, struct sink *
                        "stale L2 entries past the old end of the disk", e);
     if (!rc && t->zero && !t->copy_data)
         rc = zero_rest(img, s, e);
+    if (!rc && t->packed.packed_len)
+        rc = emit_unpacked(img, t, s, e);
     if (!rc && t->zero && t->copy_data)
         rc = plan_copy(s, t->new_data, t->entry & QCOW2_OFFSET_MASK, t->in,
                        "a copy of the last cluster, up to the old end of the disk", e);

@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * qcow2: the content of a compressed cluster. Decompression is zlib's (raw deflate) and zstd's own;
+ * this file feeds them. It is the one pure file that needs more than mem*: whoever does not link it
+ * has a qcow2_format without unpack(). Source: docs/interop/qcow2.txt, "Compressed Clusters
+ * Descriptor"; the stream may be followed by anything, up to the end of its last sector.
+ */
+#define ZSTD_STATIC_LINKING_ONLY /* ZSTD_initStaticDCtx */
+#include <zlib.h>
+#include <zstd.h>
+
+#include "format.h"
+
+enum { PACKED_MAX = 2 * IMAGE_UNIT_MAX /* a descriptor can span no more */ };
+
+/* A bump arena over the rest of the scratch memory: zlib frees nothing that it needs again. */
+struct arena {
+    u8 *at, *end;
+};
+
+static void *arena_get(void *opaque, uInt items, uInt size)
+{
+    struct arena *a = opaque;
+    u64 bytes = round_up((u64)items * size, 16);
+    void *p = a->at;
+    if (bytes > (u64)(a->end - a->at))
+        return Z_NULL;
+    a->at += bytes;
+    return p;
+}
+
+static void arena_put(void *opaque, void *p)
+{
+    (void)opaque, (void)p;
+}
+
+static bool inflate_cluster(const u8 *in, u32 in_len, u8 *out, u32 out_len, struct arena *a)
+{
+    z_stream z = {.zalloc = arena_get,
+                  .zfree = arena_put,
+                  .opaque = a,
+                  .next_in = (u8 *)(uintptr_t)in,
+                  .avail_in = in_len,
+                  .next_out = out,
+                  .avail_out = out_len};
+    if (inflateInit2(&z, -15) != Z_OK)
+        return false;
+    int rc = inflate(&z, Z_FINISH);
+    /* Like qemu: a full cluster is enough, whether or not the stream says that it ends there. */
+    return z.avail_out == 0 && (rc == Z_STREAM_END || rc == Z_BUF_ERROR || rc == Z_OK);
+}
+
+static bool zstd_cluster(const u8 *in, u32 in_len, u8 *out, u32 out_len, struct arena *a)
+{
+    size_t frame = ZSTD_findFrameCompressedSize(in, in_len);
+    ZSTD_DCtx *ctx = ZSTD_initStaticDCtx(a->at, (size_t)(a->end - a->at));
+    return ctx && !ZSTD_isError(frame) &&
+           ZSTD_decompressDCtx(ctx, out, out_len, in, frame) == out_len;
+}
+
+int qcow2_unpack(struct image *img, const struct extent *x, void *out, struct err *e)
+{
+    u8 *in = (u8 *)img->scratch + IMAGE_UNIT_MAX;
+    assert(x->kind == EXTENT_PACKED && img->scratch && x->packed_len <= PACKED_MAX);
+    struct arena a = {in + PACKED_MAX, (u8 *)img->scratch + IMAGE_SCRATCH};
+    int rc = blk_read(img->file[0], x->off, in, x->packed_len, e);
+    if (rc)
+        return rc;
+    bool ok = img->u.qcow2.compression_type
+                  ? zstd_cluster(in, x->packed_len, out, img->unit, &a)
+                  : inflate_cluster(in, x->packed_len, out, img->unit, &a);
+    return ok ? 0
+              : FAIL(e, ERR_OVERLAY_CORRUPT, "The compressed cluster at {off} cannot be decompressed",
+                     x->off, x->packed_len);
+}
