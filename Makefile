@@ -7,7 +7,7 @@
 OPS      := noop info resize
 FORMATS  := err blk table formats crc32c raw qcow2 qcow2_map
 PLANNERS := plan check apply raw qcow2 qcow2_grow qcow2_tail qcow2_alloc qcow2_refcount
-KERNEL   := start memory trap serial virtio virtio_mmio virtio_blk lib
+KERNEL   := start memory trap serial virtio virtio_mmio virtio_pci virtio_blk lib
 OPSBASE  := main disks report newsize
 LAUNCHER := main commands size err codes text paths disks locks growth raw qemu qmp frames vm run \
         outcome print
@@ -155,10 +155,10 @@ $(B)/tests/host-%: $(B)/host/tests/host_main.o $(B)/host/ops/%.o $(HOST_SUPPORT_
 # ---- what has to be installed ----
 
 BUILD_PACKAGES := gcc libc6-dev make binutils nanopb libnanopb-dev protobuf-compiler \
-        python3-protobuf libseccomp-dev zlib1g-dev libzstd-dev
+        python3-protobuf zlib1g-dev libzstd-dev
 RUN_PACKAGES   := qemu-system-x86
 DEMO_PACKAGES  := $(BUILD_PACKAGES) $(RUN_PACKAGES) qemu-utils
-TEST_PACKAGES  := $(DEMO_PACKAGES) python3-pytest 7zip libqcow-utils grub-common clang
+TEST_PACKAGES  := $(DEMO_PACKAGES) python3-pytest 7zip libqcow-utils grub-common grub-pc-bin xorriso mtools clang
 
 # Installs what is missing with apt-get (with sudo if not root); elsewhere it says what is needed.
 define install
@@ -184,6 +184,31 @@ SIZE ?= +5G
 demo: deps
 	@$(MAKE) -s all
 	@sh tests/demo.sh "$(IMAGE)" "$(SIZE)"
+
+# ---- gdb ----
+
+# An operation's kernel, stopped at its first instruction, under gdb, on a copy of IMAGE with a GiB
+# of room behind it; images/README.md has an example. QEMU is gdb's child, and deaf to its ^C.
+GDB := gdb
+gdb-resize: REQUEST ?= resize { kind: PLUS size: 5368709120 }
+gdb-%: REQUEST ?= $* { }
+gdb-%: images/%.elf $(B)/guest/%.elf
+	@[ -n "$(IMAGE)" ] || { echo "make $@ IMAGE=disk.qcow2 [REQUEST='$(REQUEST)']"; exit 1; }
+	@rm -f $(B)/gdb.img $(B)/gdb.in $(B)/gdb.out
+	@cp --sparse=always -- "$(IMAGE)" $(B)/gdb.img
+	@echo "disks { length: $$(stat -c %s $(B)/gdb.img) writable: true } $(REQUEST)" | \
+	    protoc --encode=instar.Request ops/instar.proto >$(B)/gdb.request
+	@truncate -s +1G $(B)/gdb.img
+	@mkfifo $(B)/gdb.in $(B)/gdb.out
+	@cat $(B)/gdb.out >$(B)/gdb.serial & \
+	$(GDB) -q $(B)/guest/$*.elf -ex 'target remote | exec setsid qemu-system-x86_64 -gdb stdio -S \
+	    -M microvm,acpi=off -global virtio-mmio.force-legacy=false -m 128 -display none \
+	    -nodefaults -no-user-config -device isa-debug-exit,iobase=0xf4,iosize=4 \
+	    -chardev pipe,id=serial,path=$(B)/gdb -serial chardev:serial \
+	    -kernel images/$*.elf -initrd $(B)/gdb.request \
+	    -blockdev driver=file,node-name=f0,filename=$(B)/gdb.img,discard=unmap \
+	    -device virtio-blk-device,drive=f0,bus=virtio-mmio-bus.0,werror=report,rerror=report' \
+	    -ex 'hbreak kernel_main' -ex continue; kill $$! 2>/dev/null; true
 
 # ---- check ----
 
@@ -243,6 +268,7 @@ help:
 	@echo 'make demo         install what is missing, build, grow a sample image [IMAGE=my.qcow2 SIZE=+5G]'
 	@echo 'make check        install what is missing, build, run every test'
 	@echo 'make bench        measure, side by side, and print a table'
+	@echo 'make gdb-resize   the kernel of resize (or info, noop) under gdb, on a copy of IMAGE='
 	@echo 'make check-unit check-e2e check-lint check-pure check-image-sizes   parts of check'
 	@echo 'make format clean'
 

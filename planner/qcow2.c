@@ -45,11 +45,24 @@ static int check_supported(const struct image *img, const struct resize_args *a,
     return 0;
 }
 
+/* Before anything else is changed, as the specification demands. */
+static int clear_autoclear(struct image *img, struct sink *s, struct err *e)
+{
+    u8 field[8];
+    u64 keep = img->u.qcow2.autoclear & QCOW2_AUTOCLEAR_DATA_FILE_RAW;
+    if (keep == img->u.qcow2.autoclear)
+        return 0;
+    put_be64(field, keep);
+    int rc = plan_write(s, QH_AUTOCLEAR_FEATURES, field, 8,
+                        "clear autoclear bits that this program does not maintain", e);
+    return rc ? rc : plan_barrier(s, "before anything else is changed", e);
+}
+
 static int qcow2_resize(struct image *img, const struct resize_args *a, struct plan_state *state,
                         struct sink *s, struct err *e)
 {
     int rc = check_supported(img, a, e);
-    if (rc)
+    if (rc || (rc = clear_autoclear(img, s, e)))
         return rc;
     if (a->new_size < img->size)
         return FAIL(e, ERR_UNSUPPORTED_SHRINK, "Shrinking qcow2 images is not yet supported", 0,

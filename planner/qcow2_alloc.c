@@ -292,3 +292,25 @@ int qcow2_release(struct image *img, const struct qcow2_alloc *a, const struct c
     }
     return 0;
 }
+
+int qcow2_alloc_move_reftable(struct image *img, const struct qcow2_alloc *a, struct sink *s,
+                              struct err *e)
+{
+    const struct qcow2 *q = &img->u.qcow2;
+    struct qcow2_alloc table = *a;
+    struct cluster_run old = {q->refcount_table_offset >> q->cluster_bits,
+                              q->refcount_table_clusters};
+    u8 field[QH_NB_SNAPSHOTS - QH_REFCOUNT_TABLE_OFFSET];
+    table.payload.cnt = 0; /* its blocks are made, its clusters are not counted yet */
+    table.end = table.payload.first;
+    put_be64(field, table.reftable.first * img->unit);
+    put_be32(field + 8, (u32)table.reftable.cnt);
+    int rc = plan_length(s, table.end * img->unit, "room for a longer refcount table", e);
+    if (rc || (rc = qcow2_alloc_emit(img, &table, s, e)) ||
+        (rc = plan_commit(s, QH_REFCOUNT_TABLE_OFFSET, field, sizeof field,
+                          "the longer refcount table", e)) ||
+        (rc = plan_barrier(s, "the longer refcount table is durable", e)) ||
+        (rc = qcow2_release(img, &table, &old, 1, s, "the old refcount table", e)))
+        return rc;
+    return plan_barrier(s, "done", e);
+}

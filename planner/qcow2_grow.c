@@ -77,7 +77,7 @@ static int place(struct grow *g, struct err *e)
     struct qcow2_grow_in in = {{q->cluster_bits}, q->l2_bits, q->l1_size, g->new_size, 0};
     u64 clusters;
     int rc = l1_query(&in, &g->plan, e);
-    if (rc || (rc = qcow2_tail_look(g->img, &g->tail, e)))
+    if (rc || (rc = qcow2_tail_look(g->img, g->img->size, false, &g->tail, e)))
         return rc;
     if (g->plan.l1_clusters)
         gives_back(g, q->l1_table_offset, q->l1_size * 8ull);
@@ -160,10 +160,10 @@ static int prepare(struct grow *g, struct err *e)
         rc = new_l1(g, e);
     else if (!rc && !(rc = clear_l1(g, e)) && g->plan.l1_size > g->q->l1_size)
         rc = longer_l1(g, e);
-    if (!rc)
-        rc = qcow2_tail_emit(g->img, &g->tail, g->s, &g->wrote, e);
-    if (rc)
+    if (rc || (rc = qcow2_tail_zero(g->img, &g->tail, g->s, e)) ||
+        (rc = qcow2_tail_copy(g->img, &g->tail, g->s, e)))
         return rc;
+    g->wrote |= g->tail.zero || g->tail.stale_end;
     if (!g->plan.alloc.payload.cnt)
         return g->wrote ? plan_barrier(g->s, "nothing old is seen past the old end", e) : 0;
     rc = qcow2_alloc_emit(g->img, &g->plan.alloc, g->s, e);
@@ -204,48 +204,16 @@ static int give_back(struct grow *g, struct err *e)
     return rc || !g->frees ? rc : plan_barrier(g->s, "done", e);
 }
 
-/* An epoch of its own: a refcount table that can count what the next epoch will allocate. */
-static int move_reftable(struct grow *g, struct err *e)
-{
-    struct qcow2_alloc a = g->plan.alloc;
-    u8 field[QH_NB_SNAPSHOTS - QH_REFCOUNT_TABLE_OFFSET];
-    a.payload.cnt = 0; /* its blocks are made, its clusters are not counted yet */
-    a.end = a.payload.first;
-    put_be64(field, a.reftable.first * g->cluster);
-    put_be32(field + 8, (u32)a.reftable.cnt);
-    int rc = plan_length(g->s, a.end * g->cluster, "room for a longer refcount table", e);
-    if (rc || (rc = qcow2_alloc_emit(g->img, &a, g->s, e)) ||
-        (rc = plan_commit(g->s, QH_REFCOUNT_TABLE_OFFSET, field, sizeof field,
-                          "the longer refcount table", e)) ||
-        (rc = plan_barrier(g->s, "the longer refcount table is durable", e)) ||
-        (rc = qcow2_release(g->img, &a, &g->free[g->frees - 1], 1, g->s,
-                            "the old refcount table", e)))
-        return rc;
-    return plan_barrier(g->s, "done", e);
-}
-
-static int clear_autoclear(struct grow *g, struct err *e)
-{
-    u8 field[8];
-    u64 keep = g->q->autoclear & QCOW2_AUTOCLEAR_DATA_FILE_RAW;
-    if (keep == g->q->autoclear)
-        return 0;
-    put_be64(field, keep);
-    int rc = plan_write(g->s, QH_AUTOCLEAR_FEATURES, field, 8,
-                        "clear autoclear bits that this program does not maintain", e);
-    return rc ? rc : plan_barrier(g->s, "before anything else is changed", e);
-}
-
 int qcow2_plan_grow(struct image *img, const struct resize_args *a, struct plan_state *state,
                     struct sink *s, struct err *e)
 {
     struct grow g = {img, s, &img->u.qcow2, img->unit, a->new_size, .wrote = false};
     int rc;
-    if ((rc = place(&g, e)) || (rc = clear_autoclear(&g, e)))
+    if ((rc = place(&g, e)))
         return rc;
     if (g.plan.alloc.reftable.cnt && qcow2_tail_clusters(&g.tail)) {
         state->more = true;
-        return move_reftable(&g, e);
+        return qcow2_alloc_move_reftable(img, &g.plan.alloc, s, e);
     }
     if ((rc = prepare(&g, e)) || (rc = commit(&g, e)))
         return rc;

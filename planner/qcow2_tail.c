@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * What lies past the old end of a qcow2 disk. The old header cannot reach it, so in-place zeros may
- * precede the commit (P7). Whether something may be changed in place is decided by its refcount, not
+ * What lies past an end of a qcow2 disk. In a grow the old header cannot reach it, so in-place zeros
+ * may precede the commit (P7); in a shrink they follow it, and only copies precede it. Whether something may be changed in place is decided by its refcount, not
  * by its COPIED flag. Source: docs/interop/qcow2.txt, "Cluster mapping".
  */
 #include "qcow2_tail.h"
@@ -11,8 +11,8 @@ static u64 entry_off(const struct image *img, const struct qcow2_tail *t, u64 id
     return t->l2 + idx * img->u.qcow2.l2_entry_size;
 }
 
-static int read_entry(struct image *img, const struct qcow2_tail *t, u64 idx, u64 *entry,
-                      u64 *bitmap, struct err *e)
+int qcow2_tail_entry(struct image *img, const struct qcow2_tail *t, u64 idx, u64 *entry, u64 *bitmap,
+                     struct err *e)
 {
     u32 size = img->u.qcow2.l2_entry_size;
     const u8 *p;
@@ -32,7 +32,7 @@ static int find_stale(struct image *img, struct qcow2_tail *t, struct err *e)
     u64 zero_flag = q->version == 3 && q->l2_entry_size == 8 ? QCOW2_L2_ZERO : 0;
     for (u64 i = t->idx; i < 1ull << q->l2_bits; i++) {
         u64 entry, bitmap;
-        int rc = read_entry(img, t, i, &entry, &bitmap, e);
+        int rc = qcow2_tail_entry(img, t, i, &entry, &bitmap, e);
         if (rc)
             return rc;
         if ((entry & ~zero_flag) || (u32)bitmap) {
@@ -46,9 +46,9 @@ static int find_stale(struct image *img, struct qcow2_tail *t, struct err *e)
 /* What the rest of the last cluster holds. */
 static int look_at_rest(struct image *img, struct qcow2_tail *t, struct err *e)
 {
-    u64 end = round_up(img->size, img->unit);
-    int rc = read_entry(img, t, t->idx - 1, &t->entry, &t->bitmap, e);
-    for (u64 voff = img->size; !rc && voff < end;) {
+    u64 end = round_up(t->size, img->unit);
+    int rc = qcow2_tail_entry(img, t, t->idx - 1, &t->entry, &t->bitmap, e);
+    for (u64 voff = t->size; !rc && voff < end;) {
         struct extent x;
         if ((rc = qcow2_look(img, voff, &x, e)))
             break;
@@ -92,25 +92,25 @@ static int decide(struct image *img, struct qcow2_tail *t, struct err *e)
     return rc;
 }
 
-int qcow2_tail_look(struct image *img, struct qcow2_tail *t, struct err *e)
+int qcow2_tail_look(struct image *img, u64 size, bool whole, struct qcow2_tail *t, struct err *e)
 {
     const struct qcow2 *q = &img->u.qcow2;
-    u64 used = qcow2_l1_entries(q, img->size), per_table = 1ull << q->l2_bits;
-    *t = (struct qcow2_tail){0};
+    u64 used = qcow2_l1_entries(q, size), per_table = 1ull << q->l2_bits;
+    *t = (struct qcow2_tail){.size = size, .whole = whole};
     if (!used)
         return 0;
     t->l1_idx = used - 1;
     int rc = qcow2_l1_get(img, t->l1_idx, &t->l2, e);
     if (rc || !t->l2)
         return rc;
-    t->idx = div_up(img->size, img->unit) - t->l1_idx * per_table;
-    t->in = img->size % img->unit;
+    t->idx = div_up(size, img->unit) - t->l1_idx * per_table;
+    t->in = size % img->unit;
     if ((rc = find_stale(img, t, e)) || (t->in && (rc = look_at_rest(img, t, e))))
         return rc;
     if (t->packed.packed_len && (!img->format->unpack || !img->scratch))
         return FAIL(e, ERR_UNSUPPORTED_FEATURE,
                     "The disk ends inside a compressed cluster, and this program has no decoder",
-                    img->size, t->packed.off);
+                    size, t->packed.off);
     return decide(img, t, e);
 }
 
@@ -126,26 +126,32 @@ void qcow2_tail_place(const struct image *img, struct qcow2_tail *t, u64 first)
 }
 
 /* Zeros in the rest of the last cluster, as far as the file reaches. */
-static int zero_rest(struct image *img, struct sink *s, struct err *e)
+static int zero_rest(struct image *img, const struct qcow2_tail *t, struct sink *s, struct err *e)
 {
-    u64 end = round_up(img->size, img->unit);
+    u64 end = round_up(t->size, img->unit);
     int rc = 0;
-    for (u64 voff = img->size; !rc && voff < end;) {
+    for (u64 voff = t->size; !rc && voff < end;) {
         struct extent x;
         if ((rc = qcow2_look(img, voff, &x, e)))
             break;
         if (x.kind == EXTENT_DATA && x.off < img->file[0]->size)
             rc = plan_zero(s, x.off, min_u64(x.len, img->file[0]->size - x.off),
-                           "old bytes past the old end of the disk", e);
+                           "bytes past the end of the disk", e);
         voff += x.len;
     }
     return rc;
 }
 
-/* The last cluster's entry once it points at its copy. Subclusters past the end read zero. */
+/* Bytes of the last cluster that its copy holds. */
+static u64 kept_bytes(const struct image *img, const struct qcow2_tail *t)
+{
+    return t->whole ? img->unit : t->in;
+}
+
+/* The last cluster's entry once it points at its copy. Subclusters that were not kept read zero. */
 static u32 new_entry(const struct image *img, const struct qcow2_tail *t, u8 out[16])
 {
-    u32 keep = (u32)div_up(t->in, img->unit / 32);
+    u32 keep = (u32)div_up(kept_bytes(img, t), img->unit / 32);
     u64 low = keep == 32 ? 0xffffffff : (1ull << keep) - 1;
     u64 bitmap = t->packed.packed_len ? 0xffffffff : t->bitmap;
     put_be64(out, t->new_data | QCOW2_COPIED);
@@ -153,48 +159,48 @@ static u32 new_entry(const struct image *img, const struct qcow2_tail *t, u8 out
     return img->u.qcow2.l2_entry_size;
 }
 
-/* The copy of a shared L2 table, without what is past the end. */
-static int emit_l2(struct image *img, const struct qcow2_tail *t, struct sink *s, struct err *e)
+/* The copy of a shared L2 table. */
+static int copy_l2(struct image *img, const struct qcow2_tail *t, struct sink *s, struct err *e)
 {
+    static const char why[] = "an L2 table of our own, for the one that a snapshot shares";
     u64 keep = t->copy_data ? t->idx - 1 : t->idx, size = img->u.qcow2.l2_entry_size;
+    u64 rest = t->whole ? img->unit - t->idx * size : 0;
     u8 entry[16];
-    int rc = keep ? plan_copy(s, t->new_l2, t->l2, keep * size,
-                              "an L2 table of our own, for the one that a snapshot shares", e)
-                  : 0;
+    int rc = keep ? plan_copy(s, t->new_l2, t->l2, keep * size, why, e) : 0;
     if (!rc && t->copy_data)
         rc = plan_write(s, t->new_l2 + keep * size, entry, new_entry(img, t, entry),
                         "the copied cluster, in it", e);
+    if (!rc && rest)
+        rc = plan_copy(s, t->new_l2 + t->idx * size, entry_off(img, t, t->idx), rest, why, e);
     return rc;
 }
 
-static int emit_unpacked(struct image *img, const struct qcow2_tail *t, struct sink *s,
-                         struct err *e)
+static int copy_data(struct image *img, const struct qcow2_tail *t, struct sink *s, struct err *e)
 {
-    int rc = img->format->unpack(img, &t->packed, img->scratch, e);
-    return rc ? rc
-              : plan_write(s, t->new_data, img->scratch, t->in,
-                           "the last cluster, decompressed, up to the old end of the disk", e);
+    if (t->packed.packed_len) {
+        int rc = img->format->unpack(img, &t->packed, img->scratch, e);
+        return rc ? rc
+                  : plan_write(s, t->new_data, img->scratch, kept_bytes(img, t),
+                               "the last cluster, decompressed", e);
+    }
+    return plan_copy(s, t->new_data, t->entry & QCOW2_OFFSET_MASK, kept_bytes(img, t),
+                     "a copy of the last cluster, which a snapshot shares", e);
 }
 
-int qcow2_tail_emit(struct image *img, const struct qcow2_tail *t, struct sink *s, bool *wrote,
-                    struct err *e)
+int qcow2_tail_copy(struct image *img, const struct qcow2_tail *t, struct sink *s, struct err *e)
+{
+    int rc = t->copy_data ? copy_data(img, t, s, e) : 0;
+    return rc || !t->copy_l2 ? rc : copy_l2(img, t, s, e);
+}
+
+int qcow2_tail_zero(struct image *img, const struct qcow2_tail *t, struct sink *s, struct err *e)
 {
     int rc = 0;
-    *wrote |= t->zero || t->copy_data || t->stale_end;
     if (t->stale_end && !t->copy_l2)
         rc = plan_zero(s, entry_off(img, t, t->stale_first),
                        (t->stale_end - t->stale_first) * img->u.qcow2.l2_entry_size,
-                       "stale L2 entries past the old end of the disk", e);
-    if (!rc && t->zero && !t->copy_data)
-        rc = zero_rest(img, s, e);
-    if (!rc && t->packed.packed_len)
-        rc = emit_unpacked(img, t, s, e);
-    if (!rc && t->zero && t->copy_data)
-        rc = plan_copy(s, t->new_data, t->entry & QCOW2_OFFSET_MASK, t->in,
-                       "a copy of the last cluster, up to the old end of the disk", e);
-    if (!rc && t->copy_l2)
-        rc = emit_l2(img, t, s, e);
-    return rc;
+                       "L2 entries past the end of the disk", e);
+    return !rc && t->zero && !t->copy_data ? zero_rest(img, t, s, e) : rc;
 }
 
 int qcow2_tail_link(struct image *img, const struct qcow2_tail *t, bool l1_moves, struct sink *s,

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
- * Invariant P11 for qcow2: what an image still maps past the old end of its disk, and how a grow
- * hides it. Entries of the last L2 table past the end are cleared; the rest of the last cluster is
- * zeroed. A cluster or table that a snapshot shares, or that is compressed, is replaced by a copy.
+ * Invariant P11 for qcow2: what an image maps past an end of its disk (the old one of a grow, the
+ * new one of a shrink), and how that is hidden. Entries of the last L2 table past the end are
+ * cleared; the rest of the last cluster is zeroed. A table or cluster that a snapshot shares, or
+ * that is compressed, is replaced by a copy first.
  */
 #ifndef PLANNER_QCOW2_TAIL_H
 #define PLANNER_QCOW2_TAIL_H
@@ -12,31 +13,37 @@
 enum { QCOW2_TAIL_CLUSTERS = 2 /* at most: an L2 table and a data cluster */ };
 
 struct qcow2_tail {
-    u64 l1_idx, l2;            /* the table that maps the old end; l2 == 0: nothing is mapped */
-    u64 idx;                   /* in it: the first entry wholly past the end */
+    u64 size;                   /* the end of the disk in question */
+    u64 l1_idx, l2;             /* the table that maps it; l2 == 0: nothing is mapped */
+    u64 idx;                    /* in it: the first entry wholly past the end */
     u64 stale_first, stale_end; /* entries past the end that map something */
-    u64 in;                    /* bytes of the last cluster that belong to the old disk; 0: all */
-    u64 entry, bitmap;         /* the last cluster's, if in != 0 */
-    bool zero;                 /* its rest must be zeroed, in place */
-    bool copy_data, copy_l2;   /* these are replaced instead */
-    struct extent packed;      /* the last cluster, if it is compressed */
-    u64 new_l2, new_data;      /* offsets; set by qcow2_tail_place() */
+    u64 in;                     /* bytes of the last cluster before the end; 0: all */
+    u64 entry, bitmap;          /* the last cluster's, if in != 0 */
+    bool zero;                  /* its rest must be zeroed, in place */
+    bool copy_data, copy_l2;    /* these are replaced first */
+    bool whole;                 /* copies are whole: what is past the end can still be seen */
+    struct extent packed;       /* the last cluster, if it is compressed */
+    u64 new_l2, new_data;       /* offsets; set by qcow2_tail_place() */
     struct cluster_run free[QCOW2_TAIL_CLUSTERS];
-    unsigned frees;            /* what the copies leave unused */
+    unsigned frees;             /* what the copies leave unused */
 };
 
-/* Finds out. ERR_INCONSISTENT: something in use is not counted. */
-int qcow2_tail_look(struct image *img, struct qcow2_tail *t, struct err *e);
+/* Looks at the end `size` > 0 of the disk. ERR_INCONSISTENT: something in use is not counted. */
+int qcow2_tail_look(struct image *img, u64 size, bool whole, struct qcow2_tail *t, struct err *e);
 /* New clusters that hiding takes: 0 to QCOW2_TAIL_CLUSTERS. */
 u64 qcow2_tail_clusters(const struct qcow2_tail *t);
 /* The new clusters stand from cluster index `first` on. */
 void qcow2_tail_place(const struct image *img, struct qcow2_tail *t, u64 first);
-/* Emits zeros in place and the content of new clusters; *wrote if there was anything. */
-int qcow2_tail_emit(struct image *img, const struct qcow2_tail *t, struct sink *s, bool *wrote,
-                    struct err *e);
+/* Emits the content of new clusters: copies, without what is past the end unless `whole`. */
+int qcow2_tail_copy(struct image *img, const struct qcow2_tail *t, struct sink *s, struct err *e);
+/* Emits zeros over what is past the end and need not be copied. */
+int qcow2_tail_zero(struct image *img, const struct qcow2_tail *t, struct sink *s, struct err *e);
 /* Emits the pointers to new clusters, which are durable and counted by now, save that of a new L2
  * table in the L1 table, if `l1_moves`. */
 int qcow2_tail_link(struct image *img, const struct qcow2_tail *t, bool l1_moves, struct sink *s,
                     struct err *e);
+/* Entry idx of the table, and its subcluster bitmap (0 without extended L2). */
+int qcow2_tail_entry(struct image *img, const struct qcow2_tail *t, u64 idx, u64 *entry, u64 *bitmap,
+                     struct err *e);
 
 #endif

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The command line: commands[], one row per verb, and what a user's words come to, a struct job.
+ */
+#ifndef LAUNCHER_COMMANDS_H
+#define LAUNCHER_COMMANDS_H
+
+#include "err.h"
+
+#include <stdbool.h>
+#include <stdio.h>
+
+enum accel { ACCEL_AUTO, ACCEL_KVM, ACCEL_TCG };
+
+struct option_row; /* commands.c */
+struct command;
+struct disk;
+
+struct job {
+    const struct command *command; /* NULL: only help or version was asked for */
+    const char *image;             /* the file, or NULL */
+    const char *format;            /* what -f says, or NULL */
+    instar_Request request;        /* all but the disks */
+    bool quiet, json, verbose;
+    enum accel accel;
+    unsigned timeout; /* seconds without a frame; 0: for ever */
+    const char *qemu, *images;
+    bool limited; /* --max-growth was given */
+    uint64_t max_growth;
+};
+
+struct command {
+    const char *name;
+    const char *image;    /* file name of the unikernel */
+    const char *operands; /* for the synopsis */
+    bool writes;          /* opens the file for writing */
+    int (*parse)(struct job *, char **operands, int count, int words, struct err *);
+    void (*print)(const struct job *, const struct disk *, const instar_Outcome *); /* for people */
+    void (*json)(const struct job *, const struct disk *, const instar_Outcome *);
+    const struct option_row *own; /* its options besides the common ones */
+    const char *about, *examples;
+};
+
+/* Fills *job and returns 0; prints help or version itself, and then job->command is NULL. On a
+ * failure, job->json is as far known as the words tell. */
+int commands_parse(struct job *job, int argc, char **argv, struct err *e);
+
+#endif

@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Opening, measuring and finishing the files of a run. Messages are qemu-img's (parity A.4).
+ */
+#include "disks.h"
+#include "locks.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+static int cannot_open(const struct disk *d, int error, struct err *e)
+{
+    return err_set(e, instar_Code_READ_FAILED, "Could not open '%s': Could not open '%s': %s",
+                   d->name, d->name, strerror(error));
+}
+
+static int wrong_kind(const struct disk *d, struct err *e)
+{
+    return err_set(e, instar_Code_READ_FAILED,
+                   "Could not open '%s': 'file' driver requires '%s' to be a regular file", d->name,
+                   d->name);
+}
+
+/* Directories are left to open(), which has a message of its own for them. */
+static bool right_kind(mode_t mode)
+{
+    return S_ISREG(mode) || S_ISBLK(mode);
+}
+
+int disk_open(struct disk *d, const char *name, bool writable, struct err *e)
+{
+    *d = (struct disk){.name = name, .fd = -1, .writable = writable};
+    /* A fifo is not even opened, which would wake its writer; fstat() below is what decides. */
+    if (stat(name, &d->before) == 0 && !right_kind(d->before.st_mode) &&
+        !S_ISDIR(d->before.st_mode))
+        return wrong_kind(d, e);
+    int flags = (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
+    d->fd = open(name, flags);
+    if (d->fd < 0 || fstat(d->fd, &d->before) < 0)
+        return cannot_open(d, errno, e);
+    if (!right_kind(d->before.st_mode))
+        return wrong_kind(d, e);
+    if (locks_take(d->fd, name, writable, e) < 0)
+        return -1;
+    /* The length, and the times that disk_state() compares, hold from the lock on. */
+    d->device = S_ISBLK(d->before.st_mode);
+    if (fstat(d->fd, &d->before) < 0 || (d->device && ioctl(d->fd, BLKGETSIZE64, &d->length) < 0))
+        return cannot_open(d, errno, e);
+    if (!d->device)
+        d->length = (uint64_t)d->before.st_size;
+    return 0;
+}
+
+static bool same_time(struct timespec a, struct timespec b)
+{
+    return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec;
+}
+
+/* Times advance in ticks of a few milliseconds, QEMU needs more than that to start: a write of its
+ * never falls into the tick in which the file was opened. A device node's times are no witness. */
+enum disk_state disk_state(const struct disk *d)
+{
+    struct stat now;
+    if (!d->writable)
+        return DISK_UNTOUCHED;
+    if (d->device || fstat(d->fd, &now) < 0)
+        return DISK_UNKNOWN;
+    bool same = now.st_size == d->before.st_size && same_time(now.st_mtim, d->before.st_mtim) &&
+                same_time(now.st_ctim, d->before.st_ctim);
+    return same ? DISK_UNTOUCHED : DISK_TOUCHED;
+}
+
+void disk_take_back(const struct disk *d)
+{
+    struct stat now;
+    if (d->writable && !d->device && d->granted == 0 && fstat(d->fd, &now) == 0 &&
+        (uint64_t)now.st_size > d->length && ftruncate(d->fd, (off_t)d->length) < 0)
+        return; /* longer than it was, and as good: nothing refers to the new bytes */
+}
+
+int disk_finish(const struct disk *d, uint64_t length, struct err *e)
+{
+    struct stat now;
+    if (!d->device) {
+        if (fstat(d->fd, &now) < 0 ||
+            ((uint64_t)now.st_size != length && ftruncate(d->fd, (off_t)length) < 0))
+            return err_set(e, instar_Code_WRITE_FAILED, "Could not resize file: %s",
+                           strerror(errno));
+    }
+    if (fsync(d->fd) < 0)
+        return err_set(e, instar_Code_WRITE_FAILED, "Could not write '%s' to its disk: %s", d->name,
+                       strerror(errno));
+    return 0;
+}

@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The files that a run works on. Each is opened once, by the name that the user typed, and never
+ * again; QEMU gets the same open file description. What is in them is none of the launcher's
+ * business: it knows their kind, their length and their locks.
+ */
+#ifndef LAUNCHER_DISKS_H
+#define LAUNCHER_DISKS_H
+
+#include "err.h"
+
+#include <stdbool.h>
+#include <sys/stat.h>
+
+struct disk {
+    const char *name; /* as the user typed it */
+    int fd;
+    bool writable, device; /* a block device has a fixed length */
+    uint64_t length;       /* bytes, when it was opened */
+    uint64_t limit;        /* what its file may grow to (growth.h) */
+    uint64_t granted;      /* the longest length that the guest was allowed; 0: none */
+    struct stat before;
+};
+
+/* Opens and locks; a regular file or a block device, nothing else. */
+int disk_open(struct disk *d, const char *name, bool writable, struct err *e);
+
+/* Has anything been written to the file since it was locked? In the order of concern. */
+enum disk_state { DISK_UNTOUCHED, DISK_UNKNOWN, DISK_TOUCHED };
+enum disk_state disk_state(const struct disk *d);
+
+/* Takes back a growth that the guest was never told of. QEMU must be dead. */
+void disk_take_back(const struct disk *d);
+
+/* Makes the file exactly `length` bytes long (a device keeps its own) and durable. */
+int disk_finish(const struct disk *d, uint64_t length, struct err *e);
+
+#endif

@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * struct err: the first failure, and lines of advice added to it. Memory that runs out while a
+ * message is made is the end of the process: there is nothing sensible left to say.
+ */
+#include "err.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+static char *format_text(const char *format, va_list args)
+{
+    char *text;
+    if (vasprintf(&text, format, args) < 0)
+        abort();
+    return text;
+}
+
+int err_set(struct err *e, instar_Code code, const char *format, ...)
+{
+    if (e->code != instar_Code_OK)
+        return -1;
+    va_list args;
+    va_start(args, format);
+    e->code = code;
+    e->text = format_text(format, args);
+    va_end(args);
+    return -1;
+}
+
+void err_add(struct err *e, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    char *line = format_text(format, args);
+    va_end(args);
+    char *text;
+    if (asprintf(&text, "%s\n%s", e->text, line) < 0)
+        abort();
+    free(line);
+    free(e->text);
+    e->text = text;
+}
+
+void err_clear(struct err *e)
+{
+    free(e->text);
+    *e = (struct err){0};
+}

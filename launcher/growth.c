@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The growth limit of DESIGN section 2, "Need instead of trust".
+ */
+#include "growth.h"
+
+enum { ALLOWANCE = 640 << 20 }; /* tables of the format, whatever the growth */
+
+static uint64_t add_capped(uint64_t a, uint64_t b)
+{
+    uint64_t sum;
+    return __builtin_add_overflow(a, b, &sum) || sum > INT64_MAX ? INT64_MAX : sum;
+}
+
+/* The growth of the virtual disk: known if relative; an absolute size is at least as large. */
+static uint64_t asked_for(const instar_Request *r)
+{
+    if (r->which_op != instar_Request_resize_tag || r->op.resize.kind == instar_SizeKind_MINUS)
+        return 0;
+    return r->op.resize.size;
+}
+
+uint64_t growth_limit(const struct job *job, const struct disk *d)
+{
+    if (!d->writable || d->device)
+        return d->length;
+    uint64_t more = job->max_growth;
+    if (!job->limited) {
+        uint64_t asked = asked_for(&job->request);
+        more = add_capped(add_capped(asked, asked / 32), ALLOWANCE);
+    }
+    return add_capped(d->length, more);
+}
+
+int growth_check(const instar_Need *need, const struct disk *disks, unsigned count, struct err *e)
+{
+    for (unsigned i = 0; i < need->lengths_count; i++) {
+        const instar_NeedLength *l = &need->lengths[i];
+        if (l->slot >= count || !disks[l->slot].writable)
+            return err_set(e, instar_Code_PROTOCOL,
+                           "The guest asked for the growth of a disk (slot %u) that it may not "
+                           "write",
+                           (unsigned)l->slot);
+        const struct disk *d = &disks[l->slot];
+        for (unsigned j = 0; j < i; j++)
+            if (need->lengths[j].slot == l->slot)
+                return err_set(e, instar_Code_PROTOCOL, "The guest asked twice for one disk");
+        if (l->length <= d->limit)
+            continue;
+        if (d->device)
+            return err_set(e, instar_Code_NO_SPACE,
+                           "'%s' is a device of %llu bytes, and the new image needs %llu", d->name,
+                           (unsigned long long)d->length, (unsigned long long)l->length);
+        return err_set(e, instar_Code_NO_SPACE,
+                       "The file '%s' would have to grow to %llu bytes, and its limit is %llu\n"
+                       "If that is what you want, allow it with --max-growth=%llu",
+                       d->name, (unsigned long long)l->length, (unsigned long long)d->limit,
+                       (unsigned long long)(l->length - d->length));
+    }
+    return 0;
+}

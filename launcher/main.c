@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * instar-launch: argv -> Request -> a unikernel in QEMU -> Outcome -> text. The launcher opens and
+ * locks the file, starts the VM, answers it, sets the file's length and reports. It never
+ * interprets a byte of an image.
+ *
+ * Reading order: main.c, commands.h, run.c, vm.c, qemu.c, frames.c; then the small ones.
+ */
+#include "codes.h"
+#include "commands.h"
+#include "disks.h"
+#include "locks.h"
+#include "print.h"
+#include "raw.h"
+#include "run.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <string.h>
+#include <unistd.h>
+
+/* No file of ours may become descriptor 0, 1 or 2, whoever started us. */
+static void keep_standard_descriptors(void)
+{
+    int fd;
+    do
+        fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    close(fd);
+}
+
+/* Everything between taking the locks and giving them up. */
+static int work(struct job *job, struct disk *d, unsigned count, instar_Outcome *out, struct err *e)
+{
+    int r = raw_applies(job) ? raw_resize(job, d, out, e) : run(job, d, count, out, e);
+    if (r < 0 || !d->writable)
+        return r;
+    print_raw_warning(job, out);
+    return disk_finish(d, out->result.resize.file_size_after, e);
+}
+
+static int do_job(struct job *job, struct err *e)
+{
+    static instar_Outcome out;
+    struct disk d = {.fd = -1};
+    unsigned count = job->image != NULL;
+    if (count && disk_open(&d, job->image, job->command->writes, e) < 0)
+        return -1;
+    int r = work(job, &d, count, &out, e);
+    if (count)
+        locks_drop(d.fd);
+    if (r == 0)
+        (job->json ? job->command->json : job->command->print)(job, &d, &out);
+    return r;
+}
+
+/* A run that a signal ended ends as the signal would have it. */
+static void die_of(int sig)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, sig);
+    signal(sig, SIG_DFL);
+    raise(sig);
+    sigprocmask(SIG_UNBLOCK, &set, NULL);
+}
+
+int main(int argc, char **argv)
+{
+    struct job job;
+    struct err e = {0};
+    keep_standard_descriptors();
+    signal(SIGXFSZ, SIG_IGN); /* a limit on file sizes is an error to report, here and in QEMU */
+    int r = commands_parse(&job, argc, argv, &e);
+    if (r == 0 && job.command)
+        r = do_job(&job, &e);
+    if (r < 0)
+        print_failure(&job, &e);
+    if (fflush(stdout) != 0 || ferror(stdout)) {
+        fprintf(stderr, "instar-launch: Could not write the result: %s\n", strerror(errno));
+        return 1;
+    }
+    if (e.signal)
+        die_of(e.signal);
+    return code_row(e.code).status;
+}

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: MIT
+"""What the tests of the launcher share: running it, with a fake QEMU or without one."""
+import hashlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import time
+
+TOP = pathlib.Path(__file__).resolve().parents[2]
+LAUNCHER = TOP / "build/instar-launch"
+FAKE = TOP / "tests/fakeqemu/fakeqemu.py"
+TIMEOUT = 30  # seconds, for whatever takes less than one
+
+
+def environment(**more):
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("INSTAR_", "FAKE_"))}
+    env.update(more)
+    return env
+
+
+def run(*args, env=None, cwd=None, **more):
+    """Runs the launcher to its end; stdout and stderr as bytes."""
+    return subprocess.run([LAUNCHER, *args], capture_output=True, timeout=TIMEOUT, cwd=cwd,
+                          stdin=subprocess.DEVNULL, env=env or environment(), **more)
+
+
+class Fakes:
+    """The launcher with the fake QEMU, in a directory of its own."""
+
+    def __init__(self, tmp):
+        self.tmp = tmp
+        self.images = tmp / "images"
+        self.images.mkdir()
+        for op in ("resize", "info", "noop"):
+            (self.images / (op + ".elf")).touch()
+        # A fifo, since the fake may write no file.
+        os.mkfifo(tmp / "report")
+        self.report = os.open(tmp / "report", os.O_RDWR | os.O_NONBLOCK)
+        self.text = b""
+
+    def env(self, mode, **more):
+        return environment(FAKE_MODE=mode, FAKE_REPORT=str(self.tmp / "report"),
+                           INSTAR_QEMU=str(FAKE), INSTAR_IMAGES=str(self.images), **more)
+
+    def run(self, mode, *args, accel="tcg", more=None, **options):
+        words = [args[0], "--accel=" + accel, *args[1:]]
+        return run(*words, env=self.env(mode, **(more or {})), cwd=self.tmp, **options)
+
+    def start(self, mode, *args):
+        return subprocess.Popen([LAUNCHER, args[0], "--accel=tcg", *args[1:]],
+                                env=self.env(mode), cwd=self.tmp, stdin=subprocess.DEVNULL,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def image(self, name="disk.qcow2", size=196616):
+        path = self.tmp / name
+        path.write_bytes(os.urandom(size))
+        return path
+
+    def reports(self):
+        """What every fake QEMU has reported, in the order of their starts."""
+        try:
+            self.text += os.read(self.report, 1 << 16)
+        except BlockingIOError:
+            pass
+        return [json.loads(line) for line in self.text.split(b"\n")[:-1]]
+
+    def wait_for_fake(self):
+        until(self.reports)
+        return self.reports()[-1]["pid"]
+
+    def none_left(self):
+        """Every fake QEMU that was started is gone."""
+        until(lambda: not any(alive(r["pid"]) for r in self.reports()))
+        os.close(self.report)
+
+
+def alive(pid):
+    try:
+        state = pathlib.Path("/proc/%d/stat" % pid).read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
+
+
+def until(condition):
+    end = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def digest(path):
+    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+
+
+def interrupt(process, sig=signal.SIGINT):
+    process.send_signal(sig)
+    return process.communicate(timeout=TIMEOUT)
