@@ -6,7 +6,8 @@
 
 OPS      := noop info resize
 FORMATS  := err blk table formats crc32c raw qcow2 qcow2_map
-PLANNERS := plan check apply raw qcow2 qcow2_grow qcow2_tail qcow2_alloc qcow2_refcount
+PLANNERS := plan check apply raw qcow2 qcow2_grow qcow2_shrink qcow2_tail qcow2_alloc \
+            qcow2_drop qcow2_refcount
 KERNEL   := start memory trap serial virtio virtio_mmio virtio_pci virtio_blk lib
 OPSBASE  := main disks report newsize
 LAUNCHER := main commands size err codes text paths disks locks growth raw qemu qmp frames vm run \
@@ -41,7 +42,8 @@ INC_tests    := -Itests -Iops -Iplanner -Iformats -I$(B)/gen
 IMAGES := $(OPS:%=images/%.elf)
 
 .DEFAULT_GOAL := all
-.PHONY: all help clean check check-unit check-pure check-lint check-image-sizes check-e2e demo bench \
+.PHONY: all help clean check check-unit check-fuzz fuzz check-pure check-lint check-image-sizes \
+        check-e2e demo bench \
         deps deps-test format guests tests
 all: $(B)/instar-launch $(IMAGES)
 
@@ -141,7 +143,7 @@ HOST_PURE_O := $(FORMATS:%=$(B)/host/formats/%.o) $(PLANNERS:%=$(B)/host/planner
         $(B)/host/formats/qcow2_unpack.o
 # Backends and helpers shared by the tests: every .c of tests/ that is neither a test nor a main.
 HOST_SUPPORT_O := $(patsubst tests/%.c,$(B)/host/tests/%.o,\
-        $(filter-out tests/test_%.c tests/%_main.c,$(wildcard tests/*.c)))
+        $(filter-out tests/test_%.c tests/%_main.c tests/fuzz_%.c,$(wildcard tests/*.c)))
 $(B)/tests/test_%: $(B)/host/tests/test_%.o $(HOST_SUPPORT_O) $(HOST_PURE_O) \
         $(B)/host/ops/newsize.o $(B)/host/gen/instar.pb.o
 	@mkdir -p $(@D)
@@ -151,6 +153,46 @@ $(B)/tests/host-%: $(B)/host/tests/host_main.o $(B)/host/ops/%.o $(HOST_SUPPORT_
         $(B)/host/ops/newsize.o $(B)/host/gen/instar.pb.o
 	@mkdir -p $(@D)
 	$(CC) $(HOST_CFLAGS) -o $@ $^ -lprotobuf-nanopb -lz -lzstd
+
+# ---- fuzzing: the target built by $(CC) replays the corpus; by clang, with libFuzzer, it explores ----
+
+CLANG := clang
+FUZZ_PARTS := fuzz_evil fuzz_input fuzz_trial blk_mem qcow2_judge test
+$(B)/tests/test_mutate: $(B)/host/tests/fuzz_evil.o $(B)/host/tests/fuzz_trial.o
+
+FUZZ_HOST_O := $(FUZZ_PARTS:%=$(B)/host/tests/%.o) $(HOST_PURE_O)
+$(B)/fuzz/replay-qcow2: $(B)/host/tests/fuzz_qcow2.o
+$(B)/fuzz/replay-canary: $(B)/host/tests/fuzz_qcow2-canary1.o
+$(B)/fuzz/replay-%: $(B)/host/tests/fuzz_main.o $(FUZZ_HOST_O)
+	@mkdir -p $(@D)
+	$(CC) $(HOST_CFLAGS) -o $@ $^ -lz -lzstd
+$(B)/fuzz/make-seeds: $(B)/host/tests/fuzz_seeds_main.o $(B)/host/tests/fuzz_input.o \
+        $(HOST_SUPPORT_O) $(HOST_PURE_O)
+	@mkdir -p $(@D)
+	$(CC) $(HOST_CFLAGS) -o $@ $^ -lz -lzstd
+$(B)/host/tests/fuzz_qcow2-canary%.o: tests/fuzz_qcow2.c
+	$(CC) $(HOST_CFLAGS) $(INC_tests) -DFUZZ_CANARY=$* -MMD -MP -c -o $@ $<
+
+FUZZ_CFLAGS := $(HOST_CFLAGS) -fsanitize=fuzzer-no-link
+define compile_fuzz # folder
+$(B)/fuzz/$(1)/%.o: $(1)/%.c
+	@mkdir -p $$(@D)
+	$(CLANG) $$(FUZZ_CFLAGS) $$(INC_$(1)) -MMD -MP -c -o $$@ $$<
+endef
+$(foreach d,formats planner tests,$(eval $(call compile_fuzz,$(d))))
+$(B)/fuzz/tests/fuzz_qcow2-canary%.o: tests/fuzz_qcow2.c
+	@mkdir -p $(@D)
+	$(CLANG) $(FUZZ_CFLAGS) $(INC_tests) -DFUZZ_CANARY=$* -MMD -MP -c -o $@ $<
+FUZZ_CLANG_O := $(patsubst $(B)/host/%,$(B)/fuzz/%,$(FUZZ_HOST_O))
+$(B)/fuzz/qcow2: $(B)/fuzz/tests/fuzz_qcow2.o
+$(B)/fuzz/canary: $(B)/fuzz/tests/fuzz_qcow2-canary2.o
+$(B)/fuzz/qcow2 $(B)/fuzz/canary: $(FUZZ_CLANG_O)
+	$(CLANG) $(FUZZ_CFLAGS) -fsanitize=fuzzer -o $@ $^ -lz -lzstd
+
+# Has this clang a libFuzzer? It stands in a package of its own, named by clang's version.
+FUZZER_LINKS = mkdir -p $(B)/fuzz && \
+        echo 'int LLVMFuzzerTestOneInput(const char *p, long n) { return !p && n; }' | \
+        $(CLANG) -x c -fsanitize=fuzzer,address,undefined -o $(B)/fuzz/links - >$(B)/fuzz/links.txt 2>&1
 
 # ---- what has to be installed ----
 
@@ -177,6 +219,11 @@ deps:
 	$(call install,$(DEMO_PACKAGES))
 deps-test:
 	$(call install,$(TEST_PACKAGES))
+	@$(FUZZER_LINKS) || ! command -v apt-get >/dev/null || { \
+	    p=libclang-rt-$$($(CLANG) -dumpversion | cut -d. -f1)-dev; sudo=; [ $$(id -u) = 0 ] || sudo=sudo; \
+	    echo "Installing: $$p"; $$sudo apt-get update -qq; \
+	    $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$p || \
+	        echo "There is no $$p: fuzzing will be limited to the corpus"; }
 
 # ---- demo ----
 
@@ -214,7 +261,7 @@ gdb-%: images/%.elf $(B)/guest/%.elf
 
 check: deps-test
 	@$(MAKE) -j2 all guests tests
-	@$(MAKE) check-lint check-pure check-image-sizes check-unit check-e2e
+	@$(MAKE) check-lint check-pure check-image-sizes check-unit check-fuzz check-e2e
 
 # The objects and programs that the tests use.
 tests: $(TESTS:%=$(B)/tests/%) $(OPS:%=$(B)/tests/host-%) $(B)/gen/instar_pb2.py
@@ -222,6 +269,18 @@ tests: $(TESTS:%=$(B)/tests/%) $(OPS:%=$(B)/tests/host-%) $(B)/gen/instar_pb2.py
 
 check-unit: $(TESTS:%=$(B)/tests/%)
 	@set -e; for t in $^; do echo "== $$t"; $$t; done
+
+# The corpus and the canaries; without libFuzzer, what needs none. `make fuzz T=minutes` explores.
+FUZZ_REPLAY := $(addprefix $(B)/fuzz/,make-seeds replay-qcow2 replay-canary)
+T ?= 10
+check-fuzz: $(FUZZ_REPLAY)
+	@if $(FUZZER_LINKS); then $(MAKE) -j2 $(B)/fuzz/qcow2 $(B)/fuzz/canary; \
+	    else echo "$(CLANG) has no libFuzzer (see $(B)/fuzz/links.txt)"; fi
+	@$(PYTHON) tests/fuzz.py check $(B)
+fuzz: $(FUZZ_REPLAY)
+	@$(FUZZER_LINKS) || { cat $(B)/fuzz/links.txt; echo "'make fuzz' needs clang with libFuzzer"; exit 1; }
+	@$(MAKE) -j2 $(B)/fuzz/qcow2
+	@$(PYTHON) tests/fuzz.py explore $(B) $(T)
 
 check-e2e: all guests tests
 	$(PYTHON) -m pytest -q -p no:cacheprovider -rs tests
@@ -269,7 +328,8 @@ help:
 	@echo 'make check        install what is missing, build, run every test'
 	@echo 'make bench        measure, side by side, and print a table'
 	@echo 'make gdb-resize   the kernel of resize (or info, noop) under gdb, on a copy of IMAGE='
-	@echo 'make check-unit check-e2e check-lint check-pure check-image-sizes   parts of check'
+	@echo 'make fuzz T=10    look for images that break the planner, for ten minutes'
+	@echo 'make check-unit check-fuzz check-e2e check-lint check-pure check-image-sizes   parts of check'
 	@echo 'make format clean'
 
 -include $(shell find $(B) -name '*.d' 2>/dev/null)

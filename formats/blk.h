@@ -5,8 +5,8 @@
  *
  * Bounds, alignment and read-only are checked here and nowhere else: a backend sees only ranges
  * that are aligned to blk->sector and lie below the device's capacity, which is `size` rounded up
- * to a sector (a file's length need not be a multiple of it; a write into the last partial sector
- * may lengthen the file to the sector's end).
+ * to a sector. A file's length need not be a multiple of 512: a write into the last partial sector
+ * may lengthen the file to the sector's end. With sectors of 4096 bytes it must be one of those.
  */
 #ifndef FORMATS_BLK_H
 #define FORMATS_BLK_H

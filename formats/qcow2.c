@@ -404,10 +404,9 @@ static int qcow2_facts(struct image *img, struct facts *f, struct err *e)
     if (!rc && f->backing_len)
         rc = read_name(img, q->backing_format_offset, q->backing_format_size, f->backing_format, e);
     facts_text(f, "compat", q->version == 2 ? "0.10" : "1.1");
-    if (q->version == 3) {
-        facts_text(f, "compression type", q->compression_type ? "zstd" : "zlib");
+    facts_text(f, "compression type", q->compression_type ? "zstd" : "zlib");
+    if (q->version == 3)
         facts_bool(f, "lazy refcounts", q->compatible & QCOW2_COMPAT_LAZY_REFCOUNTS);
-    }
     facts_number(f, "refcount bits", 1ull << q->refcount_order);
     if (q->version == 3) {
         if (q->incompatible & QCOW2_INCOMPAT_DATA_FILE)

@@ -105,6 +105,9 @@ int qcow2_check_table(const struct image *img, u64 off, u64 len, const char *wha
 
 /* The L2 table that entry l1_idx of the active L1 names, validated; 0 if there is none. */
 int qcow2_l1_get(struct image *img, u64 l1_idx, u64 *l2_offset, struct err *e);
+/* Decodes a compressed cluster's descriptor: x bits of byte offset, then how many more sectors it
+ * spans. Sets kind, off and packed_len. */
+int qcow2_packed(struct image *img, u64 entry, struct extent *x, struct err *e);
 /* The one cluster or subcluster (or unmapped L2 range) that voff lies in, from voff on. It may lie
  * past the end of the disk, but not past the reach of the L1 table. */
 int qcow2_look(struct image *img, u64 voff, struct extent *x, struct err *e);

@@ -26,8 +26,7 @@ int qcow2_l1_get(struct image *img, u64 l1_idx, u64 *l2_offset, struct err *e)
     return 0;
 }
 
-/* A compressed cluster's descriptor: x bits of byte offset, then how many more sectors it spans. */
-static int packed(struct image *img, u64 entry, struct extent *x, struct err *e)
+int qcow2_packed(struct image *img, u64 entry, struct extent *x, struct err *e)
 {
     struct qcow2 *q = &img->u.qcow2;
     u32 bits = 62 - (q->cluster_bits - 8);
@@ -98,7 +97,7 @@ int qcow2_look(struct image *img, u64 voff, struct extent *x, struct err *e)
         return FAIL(e, ERR_OVERLAY_CORRUPT, "Compressed cluster at {off} has a bitmap: {val:x}",
                     voff, bitmap);
     x->len = img->unit - in;
-    return packed(img, entry, x, e);
+    return qcow2_packed(img, entry, x, e);
 }
 
 static bool continues(const struct extent *a, const struct extent *b)

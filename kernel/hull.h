@@ -58,6 +58,18 @@ static inline uint8_t inb(uint16_t port)
     return v;
 }
 
+static inline void outl(uint16_t port, uint32_t v)
+{
+    __asm__ volatile("outl %0, %1" : : "a"(v), "Nd"(port));
+}
+
+static inline uint32_t inl(uint16_t port)
+{
+    uint32_t v;
+    __asm__ volatile("inl %1, %0" : "=a"(v) : "Nd"(port));
+    return v;
+}
+
 static inline uint64_t rdtsc(void)
 {
     uint32_t lo, hi;
@@ -74,11 +86,28 @@ static inline uint8_t mmio_read8(uintptr_t addr)
     return v;
 }
 
+static inline uint16_t mmio_read16(uintptr_t addr)
+{
+    uint16_t v;
+    __asm__ volatile("movw (%1), %0" : "=r"(v) : "r"(addr) : "memory");
+    return v;
+}
+
 static inline uint32_t mmio_read32(uintptr_t addr)
 {
     uint32_t v;
     __asm__ volatile("movl (%1), %0" : "=r"(v) : "r"(addr) : "memory");
     return v;
+}
+
+static inline void mmio_write8(uintptr_t addr, uint8_t v)
+{
+    __asm__ volatile("movb %0, (%1)" : : "q"(v), "r"(addr) : "memory");
+}
+
+static inline void mmio_write16(uintptr_t addr, uint16_t v)
+{
+    __asm__ volatile("movw %0, (%1)" : : "r"(v), "r"(addr) : "memory");
 }
 
 static inline void mmio_write32(uintptr_t addr, uint32_t v)

@@ -79,7 +79,9 @@ void wait_once(struct wait *w);
 
 /* ---- virtio_blk.c ---- */
 
-/* Disks are numbered as their transports: slot N is virtio-mmio transport N. */
+/* Where slot N is. QEMU's microvm: virtio-mmio transport N (`-device virtio-blk-device,
+ * bus=virtio-mmio-bus.N`; 8 of them, 24 with acpi=on). Other machines: function 0 of device 4 + N
+ * on PCI bus 0 (`-device virtio-blk-pci,disable-legacy=on,addr=HEX`, HEX from 4 to 1b). */
 enum { VBLK_SLOTS = 24, VBLK_BATCH = 16, VBLK_IO_MAX = 1 << 20 };
 
 enum vblk_op {
@@ -104,8 +106,9 @@ struct vblk_req {
 /* Is there a block device in this slot? Sets it up on first use, which takes a page: every disk
  * must have been asked for before page_lock(). */
 bool vblk_present(unsigned slot);
-uint32_t vblk_sector(unsigned slot);   /* logical block size: 512 or 4096 */
-uint64_t vblk_capacity(unsigned slot); /* bytes, as of now: re-read from the device */
+uint32_t vblk_sector(unsigned slot); /* logical block size: 512 or 4096 */
+/* Bytes in whole sectors, as of now: re-read from the device, which costs four registers. */
+uint64_t vblk_capacity(unsigned slot);
 bool vblk_read_only(unsigned slot);
 /* Up to VBLK_BATCH requests, all in flight at once, over any mix of slots; returns when all are
  * done: 0, or the first failure. Nothing is sent if any of them is KERNEL_EINVAL or KERNEL_ENODEV:

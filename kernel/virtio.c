@@ -13,16 +13,13 @@
 
 #define barrier() __asm__ volatile("" : : : "memory")
 
-static const struct virtio_transport *const transports[] = {&virtio_mmio};
-
-static bool find(struct virtio *v, unsigned slot, uint32_t device_id)
+static const struct virtio_transport *transport(void)
 {
-    for (size_t i = 0; i < sizeof transports / sizeof *transports; i++) {
-        v->transport = transports[i];
-        if (v->transport->find(v, slot, device_id))
-            return true;
-    }
-    return false;
+    static const struct virtio_transport *t;
+
+    if (!t)
+        t = virtio_mmio_here() ? &virtio_mmio : &virtio_pci;
+    return t;
 }
 
 static void reset(const struct virtio *v)
@@ -37,13 +34,12 @@ static void reset(const struct virtio *v)
 
 int virtio_open(struct virtio *v, unsigned slot, uint32_t device_id, uint64_t want, struct virtq *q)
 {
-    const struct virtio_transport *t;
+    const struct virtio_transport *t = transport();
     uint8_t status = VIRTIO_ACKNOWLEDGE | VIRTIO_DRIVER;
 
-    *v = (struct virtio){.q = q};
-    if (!find(v, slot, device_id))
+    *v = (struct virtio){.transport = t, .q = q};
+    if (!t->find(v, slot, device_id))
         return KERNEL_ENODEV;
-    t = v->transport;
     reset(v);
     t->set_status(v, status);
     v->features = t->offered(v) & (want | VIRTIO_F_VERSION_1);

@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 enum { VIRTQ_SIZE = 64 };
+enum { VIRTIO_CONFIG_LENGTH = 64 }; /* what a device's configuration space has at least */
 
 /* Device types, feature bits (virtio 1.2, sections 5 and 6). */
 enum { VIRTIO_ID_BLOCK = 2 };
@@ -50,8 +51,9 @@ struct virtq {
 
 struct virtio {
     const struct virtio_transport *transport;
-    uintptr_t regs, config, notify; /* the transport's own */
-    uint64_t features;              /* as agreed */
+    uintptr_t regs, config, notify; /* the transport's own, as are the next two */
+    uint32_t notify_len, notify_step;
+    uint64_t features; /* as agreed */
     struct virtq *q;
     uint64_t in_flight; /* bit h: the chain that starts at descriptor h is the device's */
     uint16_t avail_idx, used_idx;
@@ -71,7 +73,9 @@ struct virtio_transport {
     uint32_t (*config_generation)(const struct virtio *v);
 };
 
-extern const struct virtio_transport virtio_mmio;
+/* A machine has one of them: virtio_mmio if virtio_mmio_here(), which is one read of a register. */
+extern const struct virtio_transport virtio_mmio, virtio_pci;
+bool virtio_mmio_here(void);
 
 /* A piece of memory for the device: to read, or (VIRTQ_DESC_WRITE) to write. */
 struct virtq_buf {

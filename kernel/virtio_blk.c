@@ -56,7 +56,7 @@ struct disk {
     struct shared *shared; /* not NULL once tried */
     bool present, limits_known, may_unmap;
     uint32_t sector;
-    uint64_t capacity;
+    uint64_t capacity;              /* when last read; 0: never */
     uint64_t discard_max, zero_max; /* bytes in one piece; 0: no such command */
 };
 
@@ -77,7 +77,6 @@ static bool disk_setup(struct disk *d, unsigned slot)
     if (!(d->v.features & F_WRITE_ZEROES) && !zeroes && !(zeroes = page_alloc(ZEROES)))
         return false;
     d->present = true;
-    vblk_capacity(slot);
     return true;
 }
 
@@ -129,6 +128,7 @@ uint64_t vblk_capacity(unsigned slot)
         return 0;
     sectors = virtio_config64(&d->v, C_CAPACITY);
     d->capacity = (sectors < UINT64_MAX / SECTOR ? sectors : UINT64_MAX / SECTOR) * SECTOR;
+    d->capacity &= -(uint64_t)d->sector; /* a device may end within a block, out of reach */
     return d->capacity;
 }
 

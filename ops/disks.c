@@ -6,17 +6,24 @@
 #include "kernel.h"
 #include "op.h"
 
-enum { PROGRESS_EVERY = 1000 /* requests: the launcher's watchdog counts seconds without a frame */ };
+/* The launcher's watchdog counts seconds without a frame, so one is sent this often. */
+enum { PROGRESS_REQUESTS = 1000, PROGRESS_BYTES = 64 << 20 };
 
 static struct blk disk[IMAGE_FILES];
-static u64 requests;
+static u64 requests, since_requests, since_bytes;
 
 _Static_assert((int)VBLK_IO_MAX >= (int)BLK_IO_MAX && (int)VBLK_BATCH >= (int)BLK_BATCH_MAX,
                "a request of ours fits");
 
-static int failed(const struct vblk_req *r, struct err *e)
+static int failed(const struct vblk_req *r, unsigned n, int error, struct err *e)
 {
     bool read = r->op == VBLK_READ;
+    if (error != KERNEL_EIO)
+        return FAIL(e, read ? ERR_READ_FAILED : ERR_WRITE_FAILED,
+                    "A request of {val} bytes at {off} does not suit the disk", r->off, r->len);
+    if (n > 1)
+        return FAIL(e, read ? ERR_READ_FAILED : ERR_WRITE_FAILED,
+                    "One of {val} requests from {off} on failed: Input/output error", r->off, n);
     return FAIL(e, read ? ERR_READ_FAILED : ERR_WRITE_FAILED,
                 read ? "Could not read {val} bytes at {off}: Input/output error"
                      : "Could not write {val} bytes at {off}: Input/output error",
@@ -26,10 +33,27 @@ static int failed(const struct vblk_req *r, struct err *e)
 static int run(const struct vblk_req *r, unsigned n, struct err *e)
 {
     page_lock(); /* nothing is allocated once image bytes have been seen */
-    if ((requests + n) / PROGRESS_EVERY != requests / PROGRESS_EVERY)
-        report_progress(requests + n, 0, 0);
     requests += n;
-    return vblk_run(r, n) ? failed(r, e) : 0;
+    since_requests += n;
+    for (unsigned i = 0; i < n; i++)
+        since_bytes += r[i].len;
+    if (since_requests >= PROGRESS_REQUESTS || since_bytes >= PROGRESS_BYTES) {
+        since_requests = since_bytes = 0;
+        report_progress(requests, 0, 0);
+    }
+    int error = vblk_run(r, n);
+    return error ? failed(r, n, error, e) : 0;
+}
+
+/* Zeroing and discarding know no length limit, but one request may take the host long. */
+static int run_pieces(struct blk *b, enum vblk_op op, u64 off, u64 len, struct err *e)
+{
+    int rc = 0;
+    for (u64 part; !rc && len; off += part, len -= part) {
+        part = min_u64(len, PROGRESS_BYTES);
+        rc = run(&(struct vblk_req){b->slot, op, off, part, NULL}, 1, e);
+    }
+    return rc;
 }
 
 static int disk_read(struct blk *b, u64 off, void *buf, size_t len, struct err *e)
@@ -44,13 +68,12 @@ static int disk_write(struct blk *b, u64 off, const void *buf, size_t len, struc
 
 static int disk_zero(struct blk *b, u64 off, u64 len, bool may_unmap, struct err *e)
 {
-    enum vblk_op op = may_unmap ? VBLK_ZERO_UNMAP : VBLK_ZERO;
-    return run(&(struct vblk_req){b->slot, op, off, len, NULL}, 1, e);
+    return run_pieces(b, may_unmap ? VBLK_ZERO_UNMAP : VBLK_ZERO, off, len, e);
 }
 
 static int disk_discard(struct blk *b, u64 off, u64 len, struct err *e)
 {
-    return run(&(struct vblk_req){b->slot, VBLK_DISCARD, off, len, NULL}, 1, e);
+    return run_pieces(b, VBLK_DISCARD, off, len, e);
 }
 
 static int disk_flush(struct blk *b, struct err *e)
@@ -74,7 +97,7 @@ static int disk_batch(struct blk_req *r, unsigned n, struct err *e)
 {
     static const enum vblk_op op[] = {[BLK_READ] = VBLK_READ,
                                       [BLK_WRITE] = VBLK_WRITE,
-                                      [BLK_ZERO] = VBLK_ZERO_UNMAP,
+                                      [BLK_ZERO] = VBLK_ZERO,
                                       [BLK_DISCARD] = VBLK_DISCARD};
     struct vblk_req v[BLK_BATCH_MAX];
     for (unsigned i = 0; i < n; i++)
@@ -108,14 +131,7 @@ int disks_open(struct op *op, struct err *e)
 
 int disks_need(u32 epoch, const struct plan_need *need, struct err *e)
 {
-    instar_Event ev = instar_Event_init_zero;
-    ev.which_event = instar_Event_need_tag;
-    ev.event.need.epoch = epoch;
-    for (unsigned i = 0; i < IMAGE_FILES; i++)
-        if (need->length[i])
-            ev.event.need.lengths[ev.event.need.lengths_count++] =
-                (instar_NeedLength){i, need->length[i]};
-    report_event(&ev);
+    report_need(epoch, need);
     return serial_read(UINT64_MAX) == (u8)epoch
                ? 0
                : FAIL(e, ERR_PROTOCOL, "The launcher granted something else", epoch, 0);

@@ -42,7 +42,7 @@ int op_run(struct op *op, instar_Outcome *out, struct err *e)
     instar_InfoResult *r = &out->result.info;
     out->which_result = instar_Outcome_info_tag;
     memcpy(r->format, img.format->name, strlen(img.format->name) + 1);
-    r->virtual_size = img.size;
+    r->virtual_size = round_up(img.size, 512); /* as qemu's block layer counts */
     r->cluster_size = img.unit;
     r->probed = img.probed;
     copy_facts(&facts, r);

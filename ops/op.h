@@ -34,9 +34,9 @@ int disks_need(u32 epoch, const struct plan_need *need, struct err *e);
 
 /* ---- report.c ---- */
 
-void report_event(const instar_Event *ev);
 void report_outcome(instar_Outcome *out, const struct err *e);
 void report_progress(u64 requests, u64 done, u64 total);
+void report_need(u32 epoch, const struct plan_need *need);
 void report_patch(u32 epoch, const struct patch *p);
 
 #endif

@@ -50,7 +50,7 @@ _Static_assert(instar_Event_size <= FRAME_MAX, "every Event fits a frame");
 static instar_Event event; /* too large for a stack; one CPU, one user */
 static uint8_t frame[FRAME_HEAD + instar_Event_size + FRAME_TAIL];
 
-void report_event(const instar_Event *ev)
+static void report_event(const instar_Event *ev)
 {
     pb_ostream_t out = pb_ostream_from_buffer(frame + FRAME_HEAD, instar_Event_size);
     bool ok = pb_encode(&out, instar_Event_fields, ev);
@@ -81,6 +81,17 @@ void report_progress(u64 requests, u64 done, u64 total)
 {
     instar_Event *ev = fresh(instar_Event_progress_tag);
     ev->event.progress = (instar_Progress){requests, done, total};
+    report_event(ev);
+}
+
+void report_need(u32 epoch, const struct plan_need *need)
+{
+    instar_Event *ev = fresh(instar_Event_need_tag);
+    instar_Need *out = &ev->event.need;
+    out->epoch = epoch;
+    for (unsigned i = 0; i < IMAGE_FILES; i++)
+        if (need->length[i])
+            out->lengths[out->lengths_count++] = (instar_NeedLength){i, need->length[i]};
     report_event(ev);
 }
 
@@ -153,5 +164,5 @@ _Noreturn void assert_failed(const char *file, int line, const char *expr)
     used = strlen(f->text);
     copy_text(f->text + used, sizeof f->text - used, expr);
     report_event(ev);
-    kernel_exit(1);
+    kernel_exit(KERNEL_EXIT_FAULT);
 }

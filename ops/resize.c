@@ -29,7 +29,7 @@ static void set_action(instar_ResizeResult *r)
     memcpy(r->action, text, strlen(text) + 1);
 }
 
-static int resize(struct image *img, const instar_Request *req, struct plan_host *host,
+static int resize(struct image *img, const instar_Request *req, struct plan_host *host, void *work,
                   instar_ResizeResult *r, struct err *e)
 {
     const char *what = "";
@@ -44,7 +44,7 @@ static int resize(struct image *img, const instar_Request *req, struct plan_host
     if (r->resolved_new_virtual_size == img->size)
         return 0;
     struct resize_args args = {r->resolved_new_virtual_size,
-                               (enum preallocation)req->op.resize.preallocation};
+                               (enum preallocation)req->op.resize.preallocation, work, PLAN_WORK};
     rc = plan_resize(img, &args, host, e);
     if (!rc)
         r->file_size_after = host->length[0];
@@ -64,11 +64,11 @@ int op_run(struct op *op, instar_Outcome *out, struct err *e)
         return FAIL(e, ERR_PROTOCOL, "resize takes one disk and its own request", 0, op->disks);
     out->which_result = instar_Outcome_resize_tag;
     r->file_size_before = r->file_size_after = op->disk[0]->size;
-    void *scratch = op_alloc(IMAGE_SCRATCH);
+    void *scratch = op_alloc(IMAGE_SCRATCH), *work = op_alloc(PLAN_WORK);
     int rc = image_open(&img, op->disk[0], req->disks[0].format, mem, e);
     img.scratch = scratch;
     if (!rc)
-        rc = resize(&img, req, &host, r, e);
+        rc = resize(&img, req, &host, work, r, e);
     r->error = (instar_Code)rc;
     return rc;
 }

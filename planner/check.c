@@ -34,9 +34,10 @@ static int check_emit(struct sink *s, const struct patch *p, struct err *e)
             return FAIL(e, ERR_NO_SPACE, "The file would become longer than any file can be", 0,
                         p->len);
         if (p->len > c->length[p->slot]) {
-            c->length[p->slot] = c->need.length[p->slot] = p->len;
+            c->need.length[p->slot] = p->len;
             c->need.room = true;
         }
+        c->length[p->slot] = p->len;
         break;
     case PATCH_WRITE:
     case PATCH_ZERO:

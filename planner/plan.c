@@ -72,6 +72,11 @@ int plan_copy(struct sink *s, u64 off, u64 from_off, u64 len, const char *why, s
         e);
 }
 
+int plan_discard(struct sink *s, u64 off, u64 len, const char *why, struct err *e)
+{
+    return emit(s, (struct patch){.kind = PATCH_DISCARD, .off = off, .len = len, .why = why}, e);
+}
+
 int plan_barrier(struct sink *s, const char *why, struct err *e)
 {
     return emit(s, (struct patch){.kind = PATCH_BARRIER, .why = why}, e);

@@ -28,7 +28,8 @@
 #include "format.h"
 
 enum patch_kind {
-    PATCH_LENGTH,  /* the file becomes `len` bytes long (never shorter than it is) */
+    PATCH_LENGTH,  /* the file becomes `len` bytes long. Longer: it reads zero there. Shorter: the
+                    * launcher cuts it when the plan is done; nothing follows */
     PATCH_WRITE,   /* `data`, `len` bytes, to `off` */
     PATCH_ZERO,    /* `len` zero bytes at `off`; may_unmap: the host may punch a hole */
     PATCH_COPY,    /* `len` bytes from `from_off` of slot `from` to `off`; ranges do not overlap */
@@ -56,6 +57,7 @@ int plan_write(struct sink *s, u64 off, const void *data, u64 len, const char *w
 int plan_commit(struct sink *s, u64 off, const void *data, u64 len, const char *why, struct err *e);
 int plan_zero(struct sink *s, u64 off, u64 len, const char *why, struct err *e);
 int plan_copy(struct sink *s, u64 off, u64 from_off, u64 len, const char *why, struct err *e);
+int plan_discard(struct sink *s, u64 off, u64 len, const char *why, struct err *e);
 int plan_barrier(struct sink *s, const char *why, struct err *e);
 
 /* What a planner remembers from one epoch to the next; plan_run() copies it freely. */
@@ -70,7 +72,11 @@ enum preallocation { PREALLOC_OFF, PREALLOC_METADATA, PREALLOC_FALLOC, PREALLOC_
 struct resize_args {
     u64 new_size; /* bytes; differs from img->size in the first epoch */
     enum preallocation preallocation;
+    void *work; /* memory for planners that collect: PLAN_WORK bytes, 8-aligned */
+    size_t work_len;
 };
+
+enum { PLAN_WORK = 17 << 20 };
 
 /* A step function: each call emits one epoch, a bounded run of patches that ends at a barrier and
  * leaves a consistent image. A NULL member is UNSUPPORTED_FORMAT, raised by plan.c alone. */

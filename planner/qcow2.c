@@ -4,6 +4,7 @@
  * qemu-img's where it has them (parity A.6).
  */
 #include "qcow2_grow.h"
+#include "qcow2_shrink.h"
 
 /* Refused before anything is planned, each with its reason. */
 static int check_supported(const struct image *img, const struct resize_args *a, struct err *e)
@@ -64,9 +65,8 @@ static int qcow2_resize(struct image *img, const struct resize_args *a, struct p
     int rc = check_supported(img, a, e);
     if (rc || (rc = clear_autoclear(img, s, e)))
         return rc;
-    if (a->new_size < img->size)
-        return FAIL(e, ERR_UNSUPPORTED_SHRINK, "Shrinking qcow2 images is not yet supported", 0,
-                    a->new_size);
+    if (a->new_size < img->size || qcow2_shrink_goes_on(state))
+        return qcow2_plan_shrink(img, a, state, s, e);
     return qcow2_plan_grow(img, a, state, s, e);
 }
 

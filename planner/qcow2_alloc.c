@@ -132,13 +132,14 @@ static int step_over(struct image *img, u64 clusters, struct qcow2_alloc *out, s
 {
     const struct qcow2 *q = &img->u.qcow2;
     u8 bits[QCOW2_ALLOC_BLOCKS / 8];
-    u64 start = div_up(img->file[0]->size, img->unit), found;
+    u64 start = div_up(img->file[0]->size, img->unit), found, known = UINT64_MAX;
     struct qcow2_alloc_in in = {q->cluster_bits, q->refcount_order, q->refcount_table_clusters,
                                 start, bits};
     for (;;) {
-        int rc;
-        if ((rc = read_exists(img, in.first_free >> qcow2_refblock_bits(q), bits, e)) ||
-            (rc = qcow2_alloc_query(&in, clusters, out, e)) ||
+        u64 block = in.first_free >> qcow2_refblock_bits(q);
+        int rc = block == known ? 0 : read_exists(img, block, bits, e);
+        known = block;
+        if (rc || (rc = qcow2_alloc_query(&in, clusters, out, e)) ||
             (rc = first_counted(img, in.first_free, out->end, &found, e)))
             return rc;
         if (found == out->end)

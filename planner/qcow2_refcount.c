@@ -8,7 +8,7 @@
 
 enum { CHUNK = 2048 /* bytes of a block changed by one patch */ };
 
-static u64 get(const u8 *p, u32 order, u64 i)
+u64 qcow2_count_get(const u8 *p, u32 order, u64 i)
 {
     if (order < 3) {
         u32 width = 1u << order, per_byte = 8u >> order;
@@ -20,7 +20,7 @@ static u64 get(const u8 *p, u32 order, u64 i)
     return v;
 }
 
-static void put(u8 *p, u32 order, u64 i, u64 v)
+void qcow2_count_put(u8 *p, u32 order, u64 i, u64 v)
 {
     if (order < 3) {
         u32 width = 1u << order, per_byte = 8u >> order, shift = (u32)(i % per_byte) * width;
@@ -73,7 +73,7 @@ int qcow2_refcount_get(struct image *img, u64 idx, u64 *count, struct err *e)
     u64 from = (i << q->refcount_order) / 8, width = max_u64(1, (1u << q->refcount_order) / 8);
     rc = window_get(&img->win2, img->file[0], off + from, (u32)width, off + img->unit, &p, e);
     if (!rc)
-        *count = get(p, q->refcount_order, q->refcount_order < 3 ? i % (8u >> q->refcount_order) : 0);
+        *count = qcow2_count_get(p, q->refcount_order, q->refcount_order < 3 ? i % (8u >> q->refcount_order) : 0);
     return rc;
 }
 
@@ -82,8 +82,8 @@ static void change(u8 *buf, u32 order, u64 base, u64 cnt, const struct cluster_r
 {
     u64 i = max_u64(base, run->first), end = min_u64(base + cnt, run->first + run->cnt);
     for (; i < end; i++) {
-        u64 v = get(buf, order, i - base);
-        put(buf, order, i - base, !drop ? 1 : v ? v - 1 : 0);
+        u64 v = qcow2_count_get(buf, order, i - base);
+        qcow2_count_put(buf, order, i - base, !drop ? 1 : v ? v - 1 : 0);
     }
 }
 

@@ -13,6 +13,10 @@ struct cluster_run {
     u64 first, cnt;
 };
 
+/* Entry i of an array of counts, 2^order bits wide each, as refcount blocks hold them. */
+u64 qcow2_count_get(const u8 *p, u32 order, u64 i);
+void qcow2_count_put(u8 *p, u32 order, u64 i, u64 v);
+
 /* log2 of the entries of a refcount block. */
 u32 qcow2_refblock_bits(const struct qcow2 *q);
 

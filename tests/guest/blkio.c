@@ -3,15 +3,28 @@
  * Disk requests by script. The module holds commands of one letter and numbers; the answer to each
  * is a line: what the call returned (0 or an enum kernel_error), or the value asked for.
  *
- *   p SLOT            present        s SLOT   sector size     c SLOT  capacity      o SLOT
- * read-only w SLOT OFF LEN N  write the pattern N; r: read and compare with it (9: it differs) z
- * SLOT OFF LEN    zero; u: zero and unmap; d: discard; n: read and compare with zeros f SLOT flush
- * g SLOT LEN  wait until the capacity is at least LEN b SLOT OFF LEN N  16 requests of LEN bytes in
- * one batch, from OFF on; B: read and compare m SLOT SLOT OFF LEN N   one batch over two disks; M:
- * read and compare t MS              read the serial port for MS milliseconds      e COUNT   COUNT
- * bytes of output a                 free memory in MiB, taken a MiB at a time; l  page_lock(), then
- * page_alloc() k COUNT           COUNT reads of 4 KiB, one by one; K: of 1 MiB, 4 in flight; ticks
- * for each
+ *   p SLOT              present
+ *   s SLOT              sector size
+ *   c SLOT              capacity
+ *   o SLOT              read-only
+ *   w SLOT OFF LEN N    write the pattern N
+ *   r SLOT OFF LEN N    read and compare with it (9: it differs)
+ *   z SLOT OFF LEN      zero
+ *   u SLOT OFF LEN      zero and unmap
+ *   d SLOT OFF LEN      discard
+ *   n SLOT OFF LEN      read and compare with zeros
+ *   f SLOT              flush
+ *   g SLOT LEN          wait until the capacity is at least LEN
+ *   b SLOT OFF LEN N    16 writes of LEN bytes in one batch, from OFF on
+ *   B SLOT OFF LEN N    the same, read and compared
+ *   m SLOT SLOT OFF LEN N   one batch of writes over two disks
+ *   M SLOT SLOT OFF LEN N   the same, read and compared
+ *   t MS                read the serial port for MS milliseconds
+ *   e COUNT             COUNT bytes of output
+ *   a                   free memory in MiB, taken a MiB at a time
+ *   l                   page_lock(), then page_alloc()
+ *   k COUNT             COUNT reads of 4 KiB, one by one: ticks for each
+ *   K COUNT             the same of 1 MiB, 4 in flight
  */
 #include "guest.h"
 

@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * See qcow2_drop.h. Sorting is by radix, a byte a pass, over no more bytes than the largest index
+ * has. Values are absolute (P3): the list holds every reference that the epoch drops.
+ */
+#include "qcow2_drop.h"
+
+void qcow2_drop_init(struct qcow2_drop *d, void *mem, size_t len)
+{
+    assert(len >= QCOW2_DROP_CHUNK + (4 << 20));
+    *d = (struct qcow2_drop){.buf = mem, .cap = (len - QCOW2_DROP_CHUNK) / 16};
+    d->idx = (u64 *)(void *)(d->buf + QCOW2_DROP_CHUNK);
+    d->tmp = d->idx + d->cap;
+}
+
+bool qcow2_drop_room(const struct qcow2_drop *d)
+{
+    return d->cnt + QCOW2_DROP_ENTRY <= d->cap;
+}
+
+void qcow2_drop_add(struct qcow2_drop *d, u64 cluster_idx)
+{
+    assert(d->cnt < d->cap);
+    d->idx[d->cnt++] = cluster_idx;
+}
+
+void qcow2_drop_entry(struct image *img, struct qcow2_drop *d, u64 entry)
+{
+    const struct qcow2 *q = &img->u.qcow2;
+    struct err ignored = {0};
+    u64 off = entry & QCOW2_OFFSET_MASK, len = img->unit;
+    if (entry & QCOW2_COMPRESSED) {
+        struct extent x;
+        if (qcow2_packed(img, entry, &x, &ignored))
+            return;
+        off = round_down(x.off, img->unit);
+        len = round_up(x.off + x.packed_len, img->unit) - off;
+    }
+    if (!off || qcow2_check_table(img, off, len, "", &ignored))
+        return;
+    for (u64 i = 0; i < len >> q->cluster_bits; i++)
+        qcow2_drop_add(d, (off >> q->cluster_bits) + i);
+}
+
+static void sort(struct qcow2_drop *d)
+{
+    u64 max = 0;
+    for (u64 i = 0; i < d->cnt; i++)
+        max = max_u64(max, d->idx[i]);
+    for (u32 shift = 0; shift < 64 && max >> shift; shift += 8) {
+        u64 at[256] = {0}, sum = 0, *swap = d->tmp;
+        for (u64 i = 0; i < d->cnt; i++)
+            at[d->idx[i] >> shift & 255]++;
+        for (int b = 0; b < 256; b++) {
+            u64 n = at[b];
+            at[b] = sum;
+            sum += n;
+        }
+        for (u64 i = 0; i < d->cnt; i++)
+            d->tmp[at[d->idx[i] >> shift & 255]++] = d->idx[i];
+        d->tmp = d->idx;
+        d->idx = swap;
+    }
+}
+
+/* Lowers the counts of idx[i..j), whose entries lie in the `len` bytes of d->buf from entry `base`
+ * on. Returns whether any changed. */
+static bool lower(struct qcow2_drop *d, u32 order, u64 base, u64 i, u64 j)
+{
+    bool changed = false;
+    for (; i < j; i++) {
+        u64 v = qcow2_count_get(d->buf, order, d->idx[i] - base);
+        if (!v)
+            continue;
+        changed = true;
+        qcow2_count_put(d->buf, order, d->idx[i] - base, v - 1);
+        if (v == 1)
+            d->idx[d->freed++] = d->idx[i];
+    }
+    return changed;
+}
+
+int qcow2_drop_emit(struct image *img, struct qcow2_drop *d, struct sink *s, const char *why,
+                    struct err *e)
+{
+    const struct qcow2 *q = &img->u.qcow2;
+    u32 order = q->refcount_order, bits = qcow2_refblock_bits(q);
+    u64 per = min_u64(QCOW2_DROP_CHUNK, img->unit) * 8 >> order;
+    sort(d);
+    d->freed = 0;
+    for (u64 i = 0, j; i < d->cnt; i = j) {
+        u64 off, base = round_down(d->idx[i], per);
+        for (j = i; j < d->cnt && d->idx[j] < base + per;)
+            j++;
+        int rc = qcow2_refblock(img, base >> bits, &off, e);
+        if (rc)
+            return rc;
+        if (!off)
+            continue;
+        u64 from = ((d->idx[i] - base) << order) / 8;
+        u64 to = div_up((d->idx[j - 1] - base + 1) << order, 8);
+        const u8 *p;
+        off += ((base & ((1ull << bits) - 1)) << order) / 8 + from;
+        if ((rc = window_get(&img->win2, img->file[0], off, (u32)(to - from), off + to - from, &p,
+                             e)))
+            return rc;
+        memcpy(d->buf, p, to - from);
+        if (lower(d, order, base + (from * 8 >> order), i, j) &&
+            (rc = plan_write(s, off, d->buf, to - from, why, e)))
+            return rc;
+    }
+    d->cnt = 0;
+    return plan_barrier(s, "the lower counts are durable", e);
+}
+
+int qcow2_drop_punch(struct image *img, const struct qcow2_drop *d, u64 *left, struct sink *s,
+                     struct err *e)
+{
+    u64 size = img->file[0]->size;
+    for (u64 i = 0, j; i < d->freed && *left; i = j) {
+        u64 off = d->idx[i] << img->u.qcow2.cluster_bits;
+        for (j = i + 1; j < d->freed && d->idx[j] == d->idx[i] + (j - i);)
+            j++;
+        if (off >= size)
+            break;
+        int rc = plan_discard(s, off, min_u64((j - i) * img->unit, size - off), "free", e);
+        if (rc)
+            return rc;
+        --*left;
+    }
+    return plan_barrier(s, "done", e);
+}

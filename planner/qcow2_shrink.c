@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Shrinking a qcow2 image. The size is the commit and comes before anything is freed; what follows
+ * only gives back what the new header can no longer reach, so that a crash leaves leaks at most:
+ *
+ *   UNSHARE  a table or cluster at the new end that a snapshot shares, or that is compressed, is
+ *            replaced by a copy; nothing changes for the guest
+ *   COMMIT   size and l1_size; then the last L2 table's entries past the end are cleared, the rest
+ *            of the last cluster is zeroed, and what those entries named is freed
+ *   STREAM   the old L1 table's tail is walked, a batch an epoch, and all that it names is freed;
+ *            nobody overwrites it meanwhile. No table is ever allocated for a hole
+ *   BLOCKS   refcount blocks that count nothing any more go; the file is cut behind what is in use
+ *
+ * Source: docs/interop/qcow2.txt; planner/plan.h (P1-P11).
+ */
+#include "qcow2_shrink.h"
+#include "qcow2_alloc.h"
+#include "qcow2_drop.h"
+#include "qcow2_tail.h"
+
+enum { PUNCH_MAX = 100000 };
+
+/* plan_state.v */
+enum { V_PHASE, V_OLD_L1_SIZE, V_L1_IDX, V_L2_IDX, V_PUNCHES };
+enum { PHASE_COMMIT, PHASE_STREAM, PHASE_BLOCKS };
+
+struct shrink {
+    struct image *img;
+    const struct qcow2 *q;
+    struct sink *s;
+    u64 *v, new_size;
+    struct qcow2_drop drop;
+};
+
+/* Counts, then holes. */
+static int free_listed(struct shrink *k, const char *why, struct err *e)
+{
+    u64 left = PUNCH_MAX - k->v[V_PUNCHES];
+    int rc = qcow2_drop_emit(k->img, &k->drop, k->s, why, e);
+    if (!rc)
+        rc = qcow2_drop_punch(k->img, &k->drop, &left, k->s, e);
+    k->v[V_PUNCHES] = PUNCH_MAX - left;
+    return rc;
+}
+
+static int unshare(struct shrink *k, struct qcow2_tail *t, struct err *e)
+{
+    struct image *img = k->img;
+    struct qcow2_alloc a;
+    int rc = qcow2_alloc_place(img, qcow2_tail_clusters(t), t->free, t->frees, &a, e);
+    if (rc)
+        return rc;
+    if (a.reftable.cnt)
+        return qcow2_alloc_move_reftable(img, &a, k->s, e);
+    qcow2_tail_place(img, t, a.payload.first);
+    if ((rc = plan_length(k->s, a.end * img->unit, "room for copies of what is shared", e)) ||
+        (rc = qcow2_tail_copy(img, t, k->s, e)) || (rc = qcow2_alloc_emit(img, &a, k->s, e)) ||
+        (rc = qcow2_tail_link(img, t, false, k->s, e)) ||
+        (rc = plan_barrier(k->s, "copies are in the place of what is shared", e)) ||
+        (rc = qcow2_release(img, &a, t->free, t->frees, k->s, "no longer in use", e)))
+        return rc;
+    return plan_barrier(k->s, "done", e);
+}
+
+/* What the last L2 table's entries past the end refer to, before they are cleared. */
+static int list_stale(struct shrink *k, const struct qcow2_tail *t, struct err *e)
+{
+    for (u64 i = t->stale_first; i < t->stale_end; i++) {
+        u64 entry, bitmap;
+        int rc = qcow2_tail_entry(k->img, t, i, &entry, &bitmap, e);
+        if (rc)
+            return rc;
+        qcow2_drop_entry(k->img, &k->drop, entry);
+    }
+    return 0;
+}
+
+/* Every refcount block must be where a block can be, and counted: what comes after the commit relies
+ * on it. */
+static int check_reftable(struct image *img, struct err *e)
+{
+    const struct qcow2 *q = &img->u.qcow2;
+    for (u64 i = 0; i < (u64)q->refcount_table_clusters << (q->cluster_bits - 3); i++) {
+        u64 off, count = 1;
+        int rc = qcow2_refblock(img, i, &off, e);
+        if (rc || (off && (rc = qcow2_refcount_get(img, off >> q->cluster_bits, &count, e))))
+            return rc;
+        if (!count)
+            return FAIL(e, ERR_INCONSISTENT,
+                        "Refcount block at {val} is not covered by the refcount structures; run "
+                        "'qemu-img check -r all' on the image",
+                        i, off);
+    }
+    return 0;
+}
+
+static int commit(struct shrink *k, const struct qcow2_tail *t, struct err *e)
+{
+    u8 field[QH_L1_TABLE_OFFSET - QH_SIZE];
+    u64 used = qcow2_l1_entries(k->q, k->new_size);
+    put_be64(field, k->new_size);
+    put_be32(field + QH_CRYPT_METHOD - QH_SIZE, k->q->crypt_method);
+    put_be32(field + QH_L1_SIZE - QH_SIZE, (u32)used);
+    k->v[V_PHASE] = PHASE_STREAM;
+    k->v[V_OLD_L1_SIZE] = k->q->l1_size;
+    k->v[V_L1_IDX] = used;
+    int rc = check_reftable(k->img, e);
+    if (rc || (rc = list_stale(k, t, e)) ||
+        (rc = plan_commit(k->s, QH_SIZE, field, sizeof field,
+                          "the new size, and the shorter L1 table", e)) ||
+        (rc = plan_barrier(k->s, "the new size is durable", e)) ||
+        (rc = qcow2_tail_zero(k->img, t, k->s, e)))
+        return rc;
+    if (t->zero || t->stale_end)
+        rc = plan_barrier(k->s, "nothing is seen past the new end", e);
+    return rc || !k->drop.cnt ? rc : free_listed(k, "past the new end", e);
+}
+
+/* Lists one L2 table's references from entry v[V_L2_IDX] on, and the table itself once it is done. */
+static int list_table(struct shrink *k, u64 l2, bool *full, struct err *e)
+{
+    u64 *i = &k->v[V_L2_IDX];
+    for (; *i < 1ull << k->q->l2_bits; ++*i) {
+        const u8 *p;
+        *full = !qcow2_drop_room(&k->drop);
+        if (*full)
+            return 0;
+        int rc = window_get(&k->img->win2, k->img->file[0], l2 + *i * k->q->l2_entry_size, 8,
+                            l2 + k->img->unit, &p, e);
+        if (rc)
+            return rc;
+        if (be64(p))
+            qcow2_drop_entry(k->img, &k->drop, be64(p));
+    }
+    *full = !qcow2_drop_room(&k->drop);
+    if (*full)
+        return 0;
+    qcow2_drop_add(&k->drop, l2 >> k->q->cluster_bits);
+    *i = 0;
+    return 0;
+}
+
+/* One batch of the old L1 tail. A table that no sound image has is left alone: it leaks. */
+static int stream(struct shrink *k, struct err *e)
+{
+    struct table l1 = {k->img->file[0], &k->img->win, k->q->l1_table_offset, k->v[V_OLD_L1_SIZE]};
+    bool full = false;
+    for (u64 *i = &k->v[V_L1_IDX]; *i < l1.cnt; ++*i) {
+        struct err ignored = {0};
+        u64 entry;
+        int rc = table_get(&l1, *i, &entry, e);
+        entry &= QCOW2_OFFSET_MASK;
+        if (!rc && entry && !qcow2_check_table(k->img, entry, k->img->unit, "", &ignored))
+            rc = list_table(k, entry, &full, e);
+        if (rc)
+            return rc;
+        if (full)
+            return free_listed(k, "past the new end", e);
+    }
+    u64 kept = div_up(k->q->l1_size * 8ull, k->img->unit), had = div_up(l1.cnt * 8, k->img->unit);
+    if (k->drop.cnt + had - kept <= k->drop.cap) { /* else in the next epoch, with an empty list */
+        while (kept < had)
+            qcow2_drop_add(&k->drop, (l1.off >> k->q->cluster_bits) + kept++);
+        k->v[V_PHASE] = PHASE_BLOCKS;
+    }
+    return free_listed(k, "past the new end", e);
+}
+
+/* Does the refcount block at `off` count nothing but, perhaps, itself? *last: the index of the last
+ * cluster that it does count. */
+static int look_at_block(struct image *img, u64 block, u64 off, bool *empty, u64 *last,
+                         struct err *e)
+{
+    const struct qcow2 *q = &img->u.qcow2;
+    u64 first = block << qcow2_refblock_bits(q), self = off >> q->cluster_bits;
+    *empty = true;
+    for (u64 at = 0; at < img->unit; at += 512) {
+        const u8 *p;
+        int rc = window_get(&img->win2, img->file[0], off + at, 512, off + img->unit, &p, e);
+        if (rc)
+            return rc;
+        for (u64 b = 0; b < 512; b += 8) {
+            u64 word;
+            memcpy(&word, p + b, 8);
+            for (u64 i = 0; word && i < 64u >> q->refcount_order; i++) {
+                u64 idx = first + ((at + b) * 8 >> q->refcount_order) + i;
+                if (!qcow2_count_get(p + b, q->refcount_order, i))
+                    continue;
+                *last = idx;
+                *empty &= idx == self;
+            }
+        }
+    }
+    return 0;
+}
+
+/* Where the file may end: behind the last cluster that is counted and the header's own tables. */
+static int cut(struct shrink *k, u64 last, struct err *e)
+{
+    const struct qcow2 *q = k->q;
+    u64 end = (last + 1) << q->cluster_bits;
+    end = max_u64(end, round_up(q->l1_table_offset + q->l1_size * 8ull, k->img->unit));
+    end = max_u64(end, q->refcount_table_offset +
+                           ((u64)q->refcount_table_clusters << q->cluster_bits));
+    int rc = end < k->img->file[0]->size ? plan_length(k->s, end, "what follows is free", e) : 0;
+    return rc ? rc : plan_barrier(k->s, "done", e);
+}
+
+/* Unlinks refcount blocks that are empty; when there are none left, cuts the file. */
+static int blocks(struct shrink *k, struct plan_state *state, struct err *e)
+{
+    const struct qcow2 *q = k->q;
+    u64 entries = (u64)q->refcount_table_clusters << (q->cluster_bits - 3), last = 0;
+    static const u8 none[8];
+    state->more = false;
+    for (u64 i = 0; i < entries && qcow2_drop_room(&k->drop); i++) {
+        u64 off;
+        bool empty;
+        int rc = qcow2_refblock(k->img, i, &off, e);
+        if (rc || (off && (rc = look_at_block(k->img, i, off, &empty, &last, e))))
+            return rc;
+        if (!off || !empty)
+            continue;
+        state->more = true;
+        qcow2_drop_add(&k->drop, off >> q->cluster_bits);
+        if ((rc = plan_write(k->s, q->refcount_table_offset + i * 8, none, 8,
+                             "a refcount block that counts nothing any more", e)))
+            return rc;
+    }
+    if (!state->more)
+        return cut(k, last, e);
+    int rc = plan_barrier(k->s, "empty refcount blocks are unlinked", e);
+    return rc ? rc : free_listed(k, "the block itself", e);
+}
+
+bool qcow2_shrink_goes_on(const struct plan_state *state)
+{
+    return state->v[V_PHASE] != PHASE_COMMIT;
+}
+
+int qcow2_plan_shrink(struct image *img, const struct resize_args *a, struct plan_state *state,
+                      struct sink *s, struct err *e)
+{
+    struct shrink k = {img, &img->u.qcow2, s, state->v, a->new_size};
+    struct qcow2_tail tail;
+    qcow2_drop_init(&k.drop, a->work, a->work_len);
+    state->more = true;
+    if (state->v[V_PHASE] == PHASE_STREAM)
+        return stream(&k, e);
+    if (state->v[V_PHASE] == PHASE_BLOCKS)
+        return blocks(&k, state, e);
+    int rc = qcow2_tail_look(img, a->new_size, true, &tail, e);
+    if (rc)
+        return rc;
+    return qcow2_tail_clusters(&tail) ? unshare(&k, &tail, e) : commit(&k, &tail, e);
+}
