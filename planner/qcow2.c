@@ -28,9 +28,6 @@ static int check_supported(const struct image *img, const struct resize_args *a,
         return FAIL(e, ERR_EXTERNAL_DATA_FILE,
                     "Resizing an image with an external data file is not yet supported",
                     QH_INCOMPATIBLE_FEATURES, 0);
-    if (q->crypt_method)
-        return FAIL(e, ERR_LUKS_UNSUPPORTED, "Resizing an encrypted image is not yet supported",
-                    QH_CRYPT_METHOD, q->crypt_method);
     if (q->incompatible & QCOW2_INCOMPAT_DIRTY)
         return FAIL(e, ERR_INCONSISTENT,
                     "The image was not closed cleanly (dirty bit); repairing it is not yet "
@@ -40,9 +37,10 @@ static int check_supported(const struct image *img, const struct resize_args *a,
         return FAIL(e, ERR_UNSUPPORTED_FEATURE,
                     "Resizing an image with a backing file is not yet supported",
                     QH_BACKING_FILE_OFFSET, 0);
-    if (a->preallocation != PREALLOC_OFF)
-        return FAIL(e, ERR_PREALLOCATION_UNSUPPORTED, "Preallocation is not yet supported", 0,
-                    a->preallocation);
+    if (a->preallocation != PREALLOC_OFF && q->crypt_method)
+        return FAIL(e, ERR_LUKS_UNSUPPORTED,
+                    "Preallocation in an encrypted image needs its key, and is not supported",
+                    QH_CRYPT_METHOD, q->crypt_method);
     return 0;
 }
 

@@ -7,10 +7,12 @@
  *
  * One epoch; but where the disk ends inside a shared cluster, whose copy must be counted before it
  * is linked, and the refcount table is too short for that, the table moves in an epoch of its own.
+ * With preallocation, or a backing file that is longer than the disk, that epoch leaves the size as
+ * it is; others map the new area, a batch each; the last one sets the size.
  * Sources: planner/plan.h (P1-P11); docs/interop/qcow2.txt, "Header", "Cluster mapping".
  */
 #include "qcow2_grow.h"
-#include "qcow2_tail.h"
+#include "qcow2_fill.h"
 
 /* How the L1 table becomes longer; the clusters that takes. ERR_INVALID_NEW_SIZE. */
 static int l1_query(const struct qcow2_grow_in *in, struct qcow2_grow *out, struct err *e)
@@ -49,12 +51,17 @@ int qcow2_grow_query(const struct qcow2_grow_in *in, struct qcow2_grow *out, str
     return rc;
 }
 
+/* plan_state.v; phases 1 and 2 are the shrink's. */
+enum { V_PHASE, V_VOFF };
+enum { PHASE_TABLES, PHASE_FILL = 3 };
+
 /* What the steps below share. */
 struct grow {
     struct image *img;
     struct sink *s;
     const struct qcow2 *q;
     u64 cluster, new_size;
+    enum qcow2_fill_kind fill; /* how the new area is mapped before it is a part of the disk */
     struct qcow2_grow plan;
     struct qcow2_tail tail;
     struct cluster_run free[2 + QCOW2_TAIL_CLUSTERS];
@@ -76,8 +83,9 @@ static int place(struct grow *g, struct err *e)
     const struct qcow2 *q = g->q;
     struct qcow2_grow_in in = {{q->cluster_bits}, q->l2_bits, q->l1_size, g->new_size, 0};
     u64 clusters;
+    g->tail = (struct qcow2_tail){.size = g->img->size, .own_l2 = g->fill != QCOW2_FILL_NONE};
     int rc = l1_query(&in, &g->plan, e);
-    if (rc || (rc = qcow2_tail_look(g->img, g->img->size, false, &g->tail, e)))
+    if (rc || (rc = qcow2_tail_look(g->img, &g->tail, e)))
         return rc;
     if (g->plan.l1_clusters)
         gives_back(g, q->l1_table_offset, q->l1_size * 8ull);
@@ -174,7 +182,7 @@ static int prepare(struct grow *g, struct err *e)
 }
 
 /* The header fields that change, from `size` on, in one write inside sector 0. */
-static int commit(struct grow *g, struct err *e)
+static int commit(struct grow *g, u64 size, struct err *e)
 {
     u8 field[QH_NB_SNAPSHOTS - QH_SIZE];
     const struct qcow2 *q = g->q;
@@ -184,7 +192,7 @@ static int commit(struct grow *g, struct err *e)
               : l1_moves                     ? QH_REFCOUNT_TABLE_OFFSET
               : g->plan.l1_size > q->l1_size ? QH_L1_TABLE_OFFSET
                                              : QH_CRYPT_METHOD;
-    put_be64(field, g->new_size);
+    put_be64(field, size);
     put_be32(field + QH_CRYPT_METHOD - QH_SIZE, q->crypt_method);
     put_be32(field + QH_L1_SIZE - QH_SIZE, g->plan.l1_size);
     put_be64(field + QH_L1_TABLE_OFFSET - QH_SIZE,
@@ -204,18 +212,49 @@ static int give_back(struct grow *g, struct err *e)
     return rc || !g->frees ? rc : plan_barrier(g->s, "done", e);
 }
 
+/* How the new area must be mapped: preallocated, or hidden from a longer backing file. */
+static enum qcow2_fill_kind choose_fill(const struct image *img, const struct resize_args *a)
+{
+    if (a->preallocation != PREALLOC_OFF)
+        return QCOW2_FILL_DATA;
+    if (img->backing && img->backing->size > img->size)
+        return img->u.qcow2.version == 3 ? QCOW2_FILL_ZERO : QCOW2_FILL_DATA;
+    return QCOW2_FILL_NONE;
+}
+
+/* The tables are long enough and hold nothing past the end of the disk: maps the new area from the
+ * first cluster on that is wholly new, or, if it was a hole, from the last old one. */
+static int fill(struct grow *g, const struct resize_args *a, struct plan_state *state, struct err *e)
+{
+    u64 *voff = &state->v[V_VOFF];
+    state->more = true;
+    if (*voff < g->new_size)
+        return qcow2_fill_step(g->img, g->fill, a, voff, g->new_size, g->s, e);
+    state->more = false;
+    g->plan = (struct qcow2_grow){.l1_size = g->q->l1_size};
+    return commit(g, g->new_size, e);
+}
+
 int qcow2_plan_grow(struct image *img, const struct resize_args *a, struct plan_state *state,
                     struct sink *s, struct err *e)
 {
-    struct grow g = {img, s, &img->u.qcow2, img->unit, a->new_size, .wrote = false};
+    struct grow g = {img, s, &img->u.qcow2, img->unit, a->new_size, choose_fill(img, a)};
     int rc;
+    if (state->v[V_PHASE] == PHASE_FILL)
+        return fill(&g, a, state, e);
     if ((rc = place(&g, e)))
         return rc;
     if (g.plan.alloc.reftable.cnt && qcow2_tail_clusters(&g.tail)) {
         state->more = true;
         return qcow2_alloc_move_reftable(img, &g.plan.alloc, s, e);
     }
-    if ((rc = prepare(&g, e)) || (rc = commit(&g, e)))
+    if (g.fill) {
+        bool whole = img->size % g.cluster && !(g.fill == QCOW2_FILL_DATA && g.tail.hole);
+        state->more = true;
+        state->v[V_PHASE] = PHASE_FILL;
+        state->v[V_VOFF] = whole ? round_up(img->size, g.cluster) : round_down(img->size, g.cluster);
+    }
+    if ((rc = prepare(&g, e)) || (rc = commit(&g, g.fill ? img->size : g.new_size, e)))
         return rc;
     return give_back(&g, e);
 }

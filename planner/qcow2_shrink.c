@@ -22,7 +22,7 @@ enum { PUNCH_MAX = 100000 };
 
 /* plan_state.v */
 enum { V_PHASE, V_OLD_L1_SIZE, V_L1_IDX, V_L2_IDX, V_PUNCHES };
-enum { PHASE_COMMIT, PHASE_STREAM, PHASE_BLOCKS };
+enum { PHASE_COMMIT, PHASE_STREAM, PHASE_BLOCKS }; /* qcow2_grow.c has others */
 
 struct shrink {
     struct image *img;
@@ -106,6 +106,9 @@ static int commit(struct shrink *k, const struct qcow2_tail *t, struct err *e)
     k->v[V_L1_IDX] = used;
     int rc = check_reftable(k->img, e);
     if (rc || (rc = list_stale(k, t, e)) ||
+        (rc = plan_length(k->s, round_up(k->img->file[0]->size, k->img->unit), "whole clusters",
+                          e)) ||
+        (rc = plan_barrier(k->s, "the file's length", e)) ||
         (rc = plan_commit(k->s, QH_SIZE, field, sizeof field,
                           "the new size, and the shorter L1 table", e)) ||
         (rc = plan_barrier(k->s, "the new size is durable", e)) ||
@@ -235,21 +238,21 @@ static int blocks(struct shrink *k, struct plan_state *state, struct err *e)
 
 bool qcow2_shrink_goes_on(const struct plan_state *state)
 {
-    return state->v[V_PHASE] != PHASE_COMMIT;
+    return state->v[V_PHASE] == PHASE_STREAM || state->v[V_PHASE] == PHASE_BLOCKS;
 }
 
 int qcow2_plan_shrink(struct image *img, const struct resize_args *a, struct plan_state *state,
                       struct sink *s, struct err *e)
 {
     struct shrink k = {img, &img->u.qcow2, s, state->v, a->new_size};
-    struct qcow2_tail tail;
+    struct qcow2_tail tail = {.size = a->new_size, .whole = true};
     qcow2_drop_init(&k.drop, a->work, a->work_len);
     state->more = true;
     if (state->v[V_PHASE] == PHASE_STREAM)
         return stream(&k, e);
     if (state->v[V_PHASE] == PHASE_BLOCKS)
         return blocks(&k, state, e);
-    int rc = qcow2_tail_look(img, a->new_size, true, &tail, e);
+    int rc = qcow2_tail_look(img, &tail, e);
     if (rc)
         return rc;
     return qcow2_tail_clusters(&tail) ? unshare(&k, &tail, e) : commit(&k, &tail, e);

@@ -48,6 +48,7 @@ static int look_at_rest(struct image *img, struct qcow2_tail *t, struct err *e)
 {
     u64 end = round_up(t->size, img->unit);
     int rc = qcow2_tail_entry(img, t, t->idx - 1, &t->entry, &t->bitmap, e);
+    t->hole = !(t->entry & (QCOW2_OFFSET_MASK | QCOW2_COMPRESSED));
     for (u64 voff = t->size; !rc && voff < end;) {
         struct extent x;
         if ((rc = qcow2_look(img, voff, &x, e)))
@@ -76,27 +77,35 @@ static int decide(struct image *img, struct qcow2_tail *t, struct err *e)
 {
     const struct qcow2 *q = &img->u.qcow2;
     u64 l2_count, count, data = t->entry & QCOW2_OFFSET_MASK;
-    if (!t->zero && !t->copy_data && !t->stale_end)
+    if (!t->zero && !t->copy_data && !t->stale_end && !t->own_l2)
         return 0;
+    if (q->crypt_method && (t->zero || t->copy_data))
+        return FAIL(e, ERR_LUKS_UNSUPPORTED,
+                    "The disk's old or new end lies inside an encrypted cluster, and zeroing its "
+                    "rest needs the key (for a shrink, choose a multiple of {val})",
+                    t->size, img->unit);
     int rc = count_of(img, t->l2, &l2_count, e);
     if (!rc && t->zero && !(rc = count_of(img, data, &count, e)))
         t->copy_data = l2_count > 1 || count > 1;
     t->copy_l2 = l2_count > 1;
-    if (t->copy_data) {
+    if (!rc && (t->zero || t->copy_data)) {
         u64 first = (t->zero ? data : t->packed.off) >> q->cluster_bits;
         u64 last = t->zero ? first : (t->packed.off + t->packed.packed_len - 1) >> q->cluster_bits;
-        t->free[t->frees++] = (struct cluster_run){first, last - first + 1};
+        rc = qcow2_check_table(img, first << q->cluster_bits, (last - first + 1) * img->unit,
+                               "The last cluster, at {val}, is misplaced", e);
+        if (t->copy_data)
+            t->free[t->frees++] = (struct cluster_run){first, last - first + 1};
     }
     if (t->copy_l2)
         t->free[t->frees++] = (struct cluster_run){t->l2 >> q->cluster_bits, 1};
     return rc;
 }
 
-int qcow2_tail_look(struct image *img, u64 size, bool whole, struct qcow2_tail *t, struct err *e)
+int qcow2_tail_look(struct image *img, struct qcow2_tail *t, struct err *e)
 {
     const struct qcow2 *q = &img->u.qcow2;
-    u64 used = qcow2_l1_entries(q, size), per_table = 1ull << q->l2_bits;
-    *t = (struct qcow2_tail){.size = size, .whole = whole};
+    u64 size = t->size, used = qcow2_l1_entries(q, size), per_table = 1ull << q->l2_bits;
+    *t = (struct qcow2_tail){.size = size, .whole = t->whole, .own_l2 = t->own_l2, .hole = true};
     if (!used)
         return 0;
     t->l1_idx = used - 1;

@@ -22,14 +22,17 @@ struct qcow2_tail {
     bool zero;                  /* its rest must be zeroed, in place */
     bool copy_data, copy_l2;    /* these are replaced first */
     bool whole;                 /* copies are whole: what is past the end can still be seen */
+    bool own_l2;                /* the table will be written: it must not be shared */
+    bool hole;                  /* the last cluster is not allocated at all */
     struct extent packed;       /* the last cluster, if it is compressed */
     u64 new_l2, new_data;       /* offsets; set by qcow2_tail_place() */
     struct cluster_run free[QCOW2_TAIL_CLUSTERS];
     unsigned frees;             /* what the copies leave unused */
 };
 
-/* Looks at the end `size` > 0 of the disk. ERR_INCONSISTENT: something in use is not counted. */
-int qcow2_tail_look(struct image *img, u64 size, bool whole, struct qcow2_tail *t, struct err *e);
+/* Looks at the end t->size of the disk; `size`, `whole` and `own_l2` are set, the rest is not.
+ * ERR_INCONSISTENT: something in use is not counted. ERR_LUKS_UNSUPPORTED: a key is needed. */
+int qcow2_tail_look(struct image *img, struct qcow2_tail *t, struct err *e);
 /* New clusters that hiding takes: 0 to QCOW2_TAIL_CLUSTERS. */
 u64 qcow2_tail_clusters(const struct qcow2_tail *t);
 /* The new clusters stand from cluster index `first` on. */
