@@ -33,10 +33,6 @@ static int check_supported(const struct image *img, const struct resize_args *a,
                     "The image was not closed cleanly (dirty bit); repairing it is not yet "
                     "supported. Run 'qemu-img check -r all' on it first",
                     QH_INCOMPATIBLE_FEATURES, 0);
-    if (q->backing_file_offset && q->backing_file_size)
-        return FAIL(e, ERR_UNSUPPORTED_FEATURE,
-                    "Resizing an image with a backing file is not yet supported",
-                    QH_BACKING_FILE_OFFSET, 0);
     if (a->preallocation != PREALLOC_OFF && q->crypt_method)
         return FAIL(e, ERR_LUKS_UNSUPPORTED,
                     "Preallocation in an encrypted image needs its key, and is not supported",
@@ -65,6 +61,9 @@ static int qcow2_resize(struct image *img, const struct resize_args *a, struct p
         return rc;
     if (a->new_size < img->size || qcow2_shrink_goes_on(state))
         return qcow2_plan_shrink(img, a, state, s, e);
+    if (img->u.qcow2.backing_file_offset && img->u.qcow2.backing_file_size && !img->backing)
+        return FAIL(e, ERR_PROTOCOL, "The backing file is needed and was not attached",
+                    QH_BACKING_FILE_OFFSET, 0);
     return qcow2_plan_grow(img, a, state, s, e);
 }
 

@@ -11,15 +11,15 @@ enum {
     BATCH_CLUSTERS = 32768, /* data clusters of an epoch, about; at least one table's */
     BATCH_TABLES = 512,     /* so that their L1 entries fit a stack buffer */
     CHUNK = 64 << 10,       /* bytes of an L2 table per patch */
-    WRITE_CHUNK = 1 << 20,  /* bytes of real zeros per patch (PREALLOC_FULL) */
+    WRITE_CHUNK = QCOW2_FILL_WORK, /* bytes of real zeros per patch (PREALLOC_FULL) */
 };
 
 struct fill {
     struct image *img;
     const struct qcow2 *q;
     struct sink *s;
-    enum qcow2_fill_kind kind;
-    u8 *buf;
+    const struct qcow2_fill_args *a;
+    bool head; /* the first cluster is one of data, whatever the kind */
     u64 per_table, first, end; /* clusters of the disk: [first, end) in this epoch */
     u64 l1_first, tables;      /* L1 entries that serve them */
     u64 old_l2;                /* the first of them, if it exists */
@@ -39,59 +39,73 @@ static void table_part(const struct fill *f, u64 t, u64 *from, u64 *to)
     *to = min_u64(f->end - base, f->per_table);
 }
 
+/* Data clusters of this epoch: all, or the first, or none. */
+static u64 data_clusters(const struct fill *f)
+{
+    return f->a->kind == QCOW2_FILL_DATA ? f->end - f->first : f->head;
+}
+
+/* The entry of cluster c of the disk. */
+static void put_entry(const struct fill *f, u64 c, u8 *p)
+{
+    bool data = c - f->first < data_clusters(f), extl2 = f->q->l2_entry_size == 16;
+    u64 at = f->alloc.payload.first + new_tables(f) + c - f->first;
+    put_be64(p, data    ? at << f->q->cluster_bits | QCOW2_COPIED
+                : extl2 ? 0
+                        : QCOW2_L2_ZERO);
+    if (extl2)
+        put_be64(p + 8, data ? 0xffffffffull : 0xffffffffull << 32);
+}
+
 /* Writes the entries of table t, which stands at l2. */
 static int emit_entries(struct fill *f, u64 t, u64 l2, struct err *e)
 {
     u64 size = f->q->l2_entry_size, from, to;
-    u64 data = f->alloc.payload.first + new_tables(f) - f->first + (f->l1_first + t) * f->per_table;
     int rc = 0;
     for (table_part(f, t, &from, &to); !rc && from < to;) {
         u64 n = min_u64(to - from, CHUNK / size);
-        for (u64 i = 0; i < n; i++) {
-            u64 entry = f->kind == QCOW2_FILL_DATA
-                            ? (data + from + i) << f->q->cluster_bits | QCOW2_COPIED
-                        : size == 8 ? QCOW2_L2_ZERO
-                                    : 0;
-            put_be64(f->buf + i * size, entry);
-            if (size == 16)
-                put_be64(f->buf + i * size + 8,
-                         f->kind == QCOW2_FILL_DATA ? 0xffffffffull : 0xffffffffull << 32);
-        }
-        rc = plan_write(f->s, l2 + from * size, f->buf, n * size,
-                        f->kind == QCOW2_FILL_DATA ? "L2 entries: preallocated clusters"
-                                                   : "L2 entries: zero clusters",
+        for (u64 i = 0; i < n; i++)
+            put_entry(f, (f->l1_first + t) * f->per_table + from + i, f->a->work + i * size);
+        rc = plan_write(f->s, l2 + from * size, f->a->work, n * size,
+                        f->a->kind == QCOW2_FILL_DATA ? "L2 entries: preallocated clusters"
+                                                      : "L2 entries: zero clusters",
                         e);
         from += n;
     }
     return rc;
 }
 
-/* Makes the host allocate the data clusters: by zeroing, or by writing zeros. */
-static int emit_data(struct fill *f, enum preallocation how, struct err *e)
+/* What the data clusters hold, or how the host allocates them: by zeroing, or by writing zeros. */
+static int emit_data(struct fill *f, struct err *e)
 {
     u64 off = (f->alloc.payload.first + new_tables(f)) << f->q->cluster_bits;
-    u64 end = f->alloc.end << f->q->cluster_bits;
+    u64 end = off + (data_clusters(f) << f->q->cluster_bits);
     int rc = 0;
-    if (how == PREALLOC_FALLOC)
+    if (f->head) {
+        rc = plan_write(f->s, off, f->a->head, f->a->head_len,
+                        "what the backing file shows before the old end of the disk", e);
+        off += f->img->unit;
+    }
+    if (rc || off == end || f->a->preallocation < PREALLOC_FALLOC)
+        return rc;
+    if (f->a->preallocation == PREALLOC_FALLOC)
         return plan_zero(f->s, off, end - off, "preallocated: the host reserves the space", e);
-    if (how != PREALLOC_FULL)
-        return 0;
-    memset(f->buf, 0, WRITE_CHUNK);
+    memset(f->a->work, 0, WRITE_CHUNK);
     for (u64 n; !rc && off < end; off += n) {
         n = min_u64(end - off, WRITE_CHUNK);
-        rc = plan_write(f->s, off, f->buf, n, "preallocated: zeros are written", e);
+        rc = plan_write(f->s, off, f->a->work, n, "preallocated: zeros are written", e);
     }
     return rc;
 }
 
 /* Everything that nothing points at yet. */
-static int emit_new(struct fill *f, const struct resize_args *a, struct err *e)
+static int emit_new(struct fill *f, struct err *e)
 {
     int rc = plan_length(f->s, f->alloc.end * f->img->unit, "room for what is mapped", e);
     for (u64 t = f->old_l2 != 0; !rc && t < f->tables; t++)
         rc = emit_entries(f, t, (f->alloc.payload.first + t - (f->old_l2 != 0)) * f->img->unit, e);
-    if (!rc && f->kind == QCOW2_FILL_DATA)
-        rc = emit_data(f, a->preallocation, e);
+    if (!rc)
+        rc = emit_data(f, e);
     return rc ? rc : qcow2_alloc_emit(f->img, &f->alloc, f->s, e);
 }
 
@@ -108,20 +122,19 @@ static int link_new(struct fill *f, struct err *e)
     return rc ? rc : plan_barrier(f->s, "mapped, but not yet a part of the disk", e);
 }
 
-int qcow2_fill_step(struct image *img, enum qcow2_fill_kind kind, const struct resize_args *a,
-                    u64 *voff, u64 end, struct sink *s, struct err *e)
+int qcow2_fill_step(struct image *img, const struct qcow2_fill_args *a, u64 *voff, struct sink *s,
+                    struct err *e)
 {
     const struct qcow2 *q = &img->u.qcow2;
-    struct fill f = {.img = img, .q = q, .s = s, .kind = kind, .buf = a->work,
-                     .per_table = 1ull << q->l2_bits};
-    assert(a->work_len >= WRITE_CHUNK);
+    struct fill f = {.img = img, .q = q, .s = s, .a = a, .per_table = 1ull << q->l2_bits};
+    f.head = a->head && *voff == a->head_at;
     f.first = *voff >> q->cluster_bits;
     f.l1_first = f.first / f.per_table;
     f.tables = min_u64(BATCH_TABLES, max_u64(1, BATCH_CLUSTERS / f.per_table));
-    f.end = min_u64(div_up(end, img->unit), (f.l1_first + f.tables) * f.per_table);
+    f.end = min_u64(div_up(a->end, img->unit), (f.l1_first + f.tables) * f.per_table);
     f.tables = div_up(f.end, f.per_table) - f.l1_first;
     int rc = qcow2_l1_get(img, f.l1_first, &f.old_l2, e);
-    u64 clusters = new_tables(&f) + (kind == QCOW2_FILL_DATA ? f.end - f.first : 0);
+    u64 clusters = new_tables(&f) + data_clusters(&f);
     if (!rc && clusters)
         rc = qcow2_alloc_place(img, clusters, NULL, 0, &f.alloc, e);
     if (rc)
@@ -129,7 +142,7 @@ int qcow2_fill_step(struct image *img, enum qcow2_fill_kind kind, const struct r
     if (f.alloc.reftable.cnt)
         return qcow2_alloc_move_reftable(img, &f.alloc, s, e);
     *voff = f.end << q->cluster_bits;
-    rc = clusters ? emit_new(&f, a, e)
+    rc = clusters ? emit_new(&f, e)
                   : plan_length(s, round_up(img->file[0]->size, img->unit), "whole clusters", e);
     return rc ? rc : link_new(&f, e);
 }

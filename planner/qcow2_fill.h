@@ -15,12 +15,24 @@ enum qcow2_fill_kind {
     QCOW2_FILL_ZERO, /* zero clusters without allocation; version 3 only */
 };
 
+/* What the fill serves; the same in every epoch. */
+struct qcow2_fill_args {
+    enum qcow2_fill_kind kind;
+    u64 end;       /* of the new disk */
+    enum preallocation preallocation; /* FALLOC, FULL: the host allocates the data clusters */
+    u8 *work;      /* QCOW2_FILL_WORK bytes */
+    const u8 *head; /* content of the first cluster of all, which becomes a data cluster, in an */
+    u64 head_at;   /* epoch that begins at voff head_at: the rest of a unit is zero; NULL: none */
+    u64 head_len;
+};
+
+enum { QCOW2_FILL_WORK = 1 << 20 };
+
 /* One epoch: maps a batch of clusters from *voff (cluster aligned, >= the disk's end rounded down)
  * towards `end`, and moves *voff on; it is done when *voff >= end. The L1 table must reach `end`
  * already and hold nothing past the disk's end; an L2 table that exists must not be shared. An
- * epoch may be spent on the refcount table alone: *voff stays. `a`: preallocation FALLOC and FULL
- * make the host allocate the data clusters, by zeroing and by writing zeros. */
-int qcow2_fill_step(struct image *img, enum qcow2_fill_kind kind, const struct resize_args *a,
-                    u64 *voff, u64 end, struct sink *s, struct err *e);
+ * epoch may be spent on the refcount table alone: *voff stays. */
+int qcow2_fill_step(struct image *img, const struct qcow2_fill_args *a, u64 *voff, struct sink *s,
+                    struct err *e);
 
 #endif

@@ -12,6 +12,7 @@
  * Sources: planner/plan.h (P1-P11); docs/interop/qcow2.txt, "Header", "Cluster mapping".
  */
 #include "qcow2_grow.h"
+#include "copy.h"
 #include "qcow2_fill.h"
 
 /* How the L1 table becomes longer; the clusters that takes. ERR_INVALID_NEW_SIZE. */
@@ -52,7 +53,7 @@ int qcow2_grow_query(const struct qcow2_grow_in *in, struct qcow2_grow *out, str
 }
 
 /* plan_state.v; phases 1 and 2 are the shrink's. */
-enum { V_PHASE, V_VOFF };
+enum { V_PHASE, V_VOFF, V_HEAD };
 enum { PHASE_TABLES, PHASE_FILL = 3 };
 
 /* What the steps below share. */
@@ -222,17 +223,66 @@ static enum qcow2_fill_kind choose_fill(const struct image *img, const struct re
     return QCOW2_FILL_NONE;
 }
 
+/* Does the guest see the backing file in the last cluster, before and after the end of the disk? */
+static bool shows_backing(const struct grow *g)
+{
+    return g->img->backing && g->img->size % g->cluster && g->tail.hole;
+}
+
 /* The tables are long enough and hold nothing past the end of the disk: maps the new area from the
- * first cluster on that is wholly new, or, if it was a hole, from the last old one. */
+ * first cluster on that is wholly new, or, if it is a hole, from the last old one. */
 static int fill(struct grow *g, const struct resize_args *a, struct plan_state *state, struct err *e)
 {
-    u64 *voff = &state->v[V_VOFF];
+    u64 *voff = &state->v[V_VOFF], old = g->img->size;
+    struct qcow2_fill_args f = {g->fill, g->new_size, a->preallocation, a->work};
+    assert(a->work_len >= QCOW2_FILL_WORK + IMAGE_UNIT_MAX);
+    if (state->v[V_HEAD] && *voff == round_down(old, g->cluster)) {
+        u8 *head = f.work + QCOW2_FILL_WORK;
+        f.head = head;
+        f.head_at = *voff;
+        f.head_len = old - *voff;
+        int rc = chain_read(g->img, *voff, head, f.head_len, e);
+        if (rc)
+            return rc;
+    }
     state->more = true;
     if (*voff < g->new_size)
-        return qcow2_fill_step(g->img, g->fill, a, voff, g->new_size, g->s, e);
+        return qcow2_fill_step(g->img, &f, voff, g->s, e);
     state->more = false;
     g->plan = (struct qcow2_grow){.l1_size = g->q->l1_size};
     return commit(g, g->new_size, e);
+}
+
+/* Once the tables are ready: where the fill begins. */
+static int begin_fill(struct grow *g, struct plan_state *state, struct err *e)
+{
+    u64 size = g->img->size, last = round_down(size, g->cluster);
+    struct extent x = {.kind = EXTENT_HOLE};
+    bool part = size % g->cluster;
+    if (part && g->tail.l2 && !g->tail.hole && g->img->backing) {
+        for (u64 voff = size; voff < last + g->cluster; voff += x.len) {
+            int rc = qcow2_look(g->img, voff, &x, e);
+            if (rc)
+                return rc;
+            if (x.kind == EXTENT_HOLE)
+                return FAIL(e, ERR_UNSUPPORTED_FEATURE,
+                            "The disk ends inside a cluster that is allocated in part (extended L2) "
+                            "and has a backing file: growing it is not yet supported",
+                            size, voff);
+        }
+    }
+    if (part && g->tail.l2 && g->tail.hole) {
+        int rc = qcow2_look(g->img, size, &x, e);
+        if (rc)
+            return rc;
+    }
+    state->more = true;
+    state->v[V_PHASE] = PHASE_FILL;
+    state->v[V_HEAD] = shows_backing(g) && x.kind == EXTENT_HOLE;
+    state->v[V_VOFF] = last;
+    if (part && !state->v[V_HEAD] && !(g->fill == QCOW2_FILL_DATA && g->tail.hole))
+        state->v[V_VOFF] = last + g->cluster;
+    return 0;
 }
 
 int qcow2_plan_grow(struct image *img, const struct resize_args *a, struct plan_state *state,
@@ -248,12 +298,8 @@ int qcow2_plan_grow(struct image *img, const struct resize_args *a, struct plan_
         state->more = true;
         return qcow2_alloc_move_reftable(img, &g.plan.alloc, s, e);
     }
-    if (g.fill) {
-        bool whole = img->size % g.cluster && !(g.fill == QCOW2_FILL_DATA && g.tail.hole);
-        state->more = true;
-        state->v[V_PHASE] = PHASE_FILL;
-        state->v[V_VOFF] = whole ? round_up(img->size, g.cluster) : round_down(img->size, g.cluster);
-    }
+    if (g.fill && (rc = begin_fill(&g, state, e)))
+        return rc;
     if ((rc = prepare(&g, e)) || (rc = commit(&g, g.fill ? img->size : g.new_size, e)))
         return rc;
     return give_back(&g, e);
