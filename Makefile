@@ -10,8 +10,8 @@ PLANNERS := plan check apply copy raw qcow2 qcow2_grow qcow2_shrink qcow2_fill q
             qcow2_drop qcow2_refcount
 KERNEL   := start memory trap serial virtio virtio_mmio virtio_pci virtio_blk lib
 OPSBASE  := main disks report newsize
-LAUNCHER := main commands size err codes text paths disks locks growth raw qemu qmp frames vm run \
-        outcome print
+LAUNCHER := main commands options size err codes text json paths disks locks growth request raw \
+        machines cmdline qemu qmp frames vm run outcome plan print hand decode
 TESTS    := $(basename $(notdir $(wildcard tests/test_*.c)))
 GUESTS   := $(basename $(notdir $(wildcard tests/guest/*.c)))
 
@@ -44,7 +44,7 @@ IMAGES := $(OPS:%=images/%.elf)
 .DEFAULT_GOAL := all
 .PHONY: all help clean check check-unit check-fuzz fuzz check-pure check-lint check-image-sizes \
         check-e2e demo bench \
-        deps deps-test format guests tests
+        deps deps-test format guests tests install uninstall deb
 all: $(B)/instar-launch $(IMAGES)
 
 # ---- generated: the contract ----
@@ -200,7 +200,8 @@ BUILD_PACKAGES := gcc libc6-dev make binutils nanopb libnanopb-dev protobuf-comp
         python3-protobuf zlib1g-dev libzstd-dev
 RUN_PACKAGES   := qemu-system-x86
 DEMO_PACKAGES  := $(BUILD_PACKAGES) $(RUN_PACKAGES) qemu-utils
-TEST_PACKAGES  := $(DEMO_PACKAGES) python3-pytest 7zip libqcow-utils grub-common grub-pc-bin xorriso mtools clang
+TEST_PACKAGES  := $(DEMO_PACKAGES) python3-pytest 7zip libqcow-utils grub-common grub-pc-bin xorriso mtools clang \
+        scdoc dpkg-dev
 
 # Installs what is missing with apt-get (with sudo if not root); elsewhere it says what is needed.
 define install
@@ -231,6 +232,59 @@ SIZE ?= +5G
 demo: deps
 	@$(MAKE) -s all
 	@sh tests/demo.sh "$(IMAGE)" "$(SIZE)"
+
+# ---- install ----
+
+PREFIX  := /usr/local
+BINDIR  := $(DESTDIR)$(PREFIX)/bin
+LIBDIR  := $(DESTDIR)$(PREFIX)/lib/instar
+MANDIR  := $(DESTDIR)$(PREFIX)/share/man/man1
+COMPDIR := $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+
+$(B)/instar-launch.1: launcher/instar-launch.1.scd
+	@command -v scdoc >/dev/null || { echo 'The manual needs scdoc: apt install scdoc'; exit 1; }
+	scdoc <$< >$@
+
+install: all $(B)/instar-launch.1
+	install -d $(BINDIR) $(LIBDIR) $(MANDIR) $(COMPDIR)
+	install -m 755 $(B)/instar-launch $(BINDIR)
+	install -m 644 $(IMAGES) $(LIBDIR)
+	install -m 644 $(B)/instar-launch.1 $(MANDIR)
+	install -m 644 launcher/instar-launch.bash $(COMPDIR)/instar-launch
+
+uninstall:
+	rm -f $(BINDIR)/instar-launch $(IMAGES:images/%=$(LIBDIR)/%) $(MANDIR)/instar-launch.1 \
+	    $(COMPDIR)/instar-launch
+	[ ! -d $(LIBDIR) ] || rmdir --ignore-fail-on-non-empty $(LIBDIR)
+
+# A Debian package. Which libraries the program needs is found by dpkg-shlibdeps, which wants to
+# stand beside a debian/control.
+define DEB_CONTROL
+Package: instar
+Version: $(VERSION)
+Architecture: amd64
+Maintainer: The instar authors <instar@localhost>
+Section: admin
+Priority: optional
+Depends: qemu-system-x86 (>= 1:7.0), LIBRARIES
+Description: change disk images that nobody has to trust
+ Operations on disk images of virtual machines, such as resize and info, each of
+ which is a small kernel that runs in a stock QEMU: no byte of an image is
+ interpreted on the host.
+endef
+export DEB_CONTROL
+
+DEB := $(B)/instar_$(VERSION)_amd64.deb
+deb:
+	@rm -rf $(B)/deb
+	@$(MAKE) -s install DESTDIR=$(B)/deb/root PREFIX=/usr
+	@strip $(B)/deb/root/usr/bin/instar-launch
+	@gzip -9n $(B)/deb/root/usr/share/man/man1/instar-launch.1
+	@install -D -m 644 LICENSE $(B)/deb/root/usr/share/doc/instar/copyright
+	@mkdir -p $(B)/deb/debian $(B)/deb/root/DEBIAN && touch $(B)/deb/debian/control
+	@libraries=$$(cd $(B)/deb && dpkg-shlibdeps -O root/usr/bin/instar-launch) && \
+	    echo "$$DEB_CONTROL" | sed "s/LIBRARIES/$${libraries#*=}/" >$(B)/deb/root/DEBIAN/control
+	dpkg-deb --root-owner-group --build $(B)/deb/root $(DEB)
 
 # ---- gdb ----
 
@@ -329,6 +383,8 @@ help:
 	@echo 'make bench        measure, side by side, and print a table'
 	@echo 'make gdb-resize   the kernel of resize (or info, noop) under gdb, on a copy of IMAGE='
 	@echo 'make fuzz T=10    look for images that break the planner, for ten minutes'
+	@echo 'make install      into DESTDIR= PREFIX=/usr/local; make uninstall takes it away again'
+	@echo 'make deb          build/instar_$(VERSION)_amd64.deb'
 	@echo 'make check-unit check-fuzz check-e2e check-lint check-pure check-image-sizes   parts of check'
 	@echo 'make format clean'
 

@@ -113,8 +113,8 @@ int qcow2_map(struct image *img, u64 voff, u64 max, struct extent *x, struct err
     int rc = qcow2_look(img, voff, x, e);
     for (int i = 0; !rc && voff + x->len < end && i < MERGE_MAX; i++) {
         struct extent next;
-        rc = qcow2_look(img, voff + x->len, &next, e);
-        if (rc || !continues(x, &next))
+        struct err later = {0}; /* what is wrong behind this extent is the next call's */
+        if (qcow2_look(img, voff + x->len, &next, &later) || !continues(x, &next))
             break;
         x->len += next.len;
     }
