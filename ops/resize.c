@@ -97,9 +97,11 @@ static int resize(struct op *op, struct images *all, struct plan_host *host, voi
     struct resize_args args = {r->resolved_new_virtual_size,
                                (enum preallocation)req->preallocation, work, PLAN_WORK};
     rc = plan_resize(img, &args, host, e);
-    if (!rc)
-        r->file_size_after = host->length[0];
-    return rc;
+    if (rc)
+        return rc;
+    r->file_size_after = host->length[0];
+    r->more = op->request->dry_run && host->more;
+    return 0;
 }
 
 int op_run(struct op *op, instar_Outcome *out, struct err *e)

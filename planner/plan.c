@@ -13,13 +13,17 @@ void digest_init(struct digest *d)
     d->cnt = 0;
 }
 
-/* FNV-1a, 64 bits: it tells an honest change from none; it need not stand up to an attacker, who
- * could as well write the image he wants. */
+/* FNV-1a over 64-bit words: it tells an honest change from none; it need not stand up to an
+ * attacker, who could as well write the image he wants. */
 static void digest_bytes(struct digest *d, const void *data, u64 len)
 {
     const u8 *p = data;
-    for (u64 i = 0; i < len; i++)
-        d->hash = (d->hash ^ p[i]) * 0x100000001b3ull;
+    for (u64 i = 0; i < len; i += 8) {
+        u64 word = 0;
+        memcpy(&word, p + i, min_u64(8, len - i));
+        d->hash = (d->hash ^ word) * 0x100000001b3ull;
+        d->hash ^= d->hash >> 32;
+    }
 }
 
 void digest_patch(struct digest *d, const struct patch *p)
@@ -127,6 +131,7 @@ static int plan_run(const struct step *st, struct plan_host *h, struct err *e)
             return rc;
         for (int i = 0; i < st->img->files; i++)
             h->length[i] = check.length[i];
+        h->more = copy.more;
         if (h->dry_run)
             return 0;
         if (check.need.room && (rc = h->need(h, state.epoch, &check.need, e)))

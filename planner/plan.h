@@ -105,6 +105,7 @@ struct plan_host {
     void *mem;    /* copy buffer for apply, page aligned */
     size_t mem_len; /* a multiple of BLK_IO_MAX, at least one */
     u64 length[IMAGE_FILES]; /* out: file lengths after the plan */
+    bool more;               /* out, of a dry run: other epochs follow, which depend on the first */
 };
 
 /* Runs each epoch twice from the same state: into the check sink, which proves it legal and adds up

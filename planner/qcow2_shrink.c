@@ -94,6 +94,14 @@ static int check_reftable(struct image *img, struct err *e)
     return 0;
 }
 
+/* A file may end inside a table of its last cluster, in which counts are about to be changed. */
+static int whole_clusters(struct shrink *k, struct err *e)
+{
+    u64 size = k->img->file[0]->size, want = round_up(size, k->img->unit);
+    int rc = want > size ? plan_length(k->s, want, "whole clusters", e) : 0;
+    return rc || want == size ? rc : plan_barrier(k->s, "the file's length", e);
+}
+
 static int commit(struct shrink *k, const struct qcow2_tail *t, struct err *e)
 {
     u8 field[QH_L1_TABLE_OFFSET - QH_SIZE];
@@ -105,10 +113,7 @@ static int commit(struct shrink *k, const struct qcow2_tail *t, struct err *e)
     k->v[V_OLD_L1_SIZE] = k->q->l1_size;
     k->v[V_L1_IDX] = used;
     int rc = check_reftable(k->img, e);
-    if (rc || (rc = list_stale(k, t, e)) ||
-        (rc = plan_length(k->s, round_up(k->img->file[0]->size, k->img->unit), "whole clusters",
-                          e)) ||
-        (rc = plan_barrier(k->s, "the file's length", e)) ||
+    if (rc || (rc = list_stale(k, t, e)) || (rc = whole_clusters(k, e)) ||
         (rc = plan_commit(k->s, QH_SIZE, field, sizeof field,
                           "the new size, and the shorter L1 table", e)) ||
         (rc = plan_barrier(k->s, "the new size is durable", e)) ||
