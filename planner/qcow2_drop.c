@@ -122,7 +122,7 @@ int qcow2_drop_punch(struct image *img, const struct qcow2_drop *d, u64 *left, s
         for (j = i + 1; j < d->freed && d->idx[j] == d->idx[i] + (j - i);)
             j++;
         if (off >= size)
-            break;
+            continue;
         int rc = plan_discard(s, off, min_u64((j - i) * img->unit, size - off), "free", e);
         if (rc)
             return rc;

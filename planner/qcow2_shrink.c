@@ -214,14 +214,17 @@ static int cut(struct shrink *k, u64 last, struct err *e)
     return rc ? rc : plan_barrier(k->s, "done", e);
 }
 
-/* Unlinks refcount blocks that are empty; when there are none left, cuts the file. */
+/* Unlinks refcount blocks that are empty; when there are none left, cuts the file. A block that
+ * counts itself vanishes with its count; one that another block counts is listed there. No block
+ * that is emptied here is read again (P3): an empty one counts nothing else. */
 static int blocks(struct shrink *k, struct plan_state *state, struct err *e)
 {
     const struct qcow2 *q = k->q;
     u64 entries = (u64)q->refcount_table_clusters << (q->cluster_bits - 3), last = 0;
+    u64 room = k->drop.cap / 2, left = PUNCH_MAX - k->v[V_PUNCHES];
+    struct qcow2_drop self = {.idx = k->drop.tmp + room}; /* the list uses the first half only */
     static const u8 none[8];
-    state->more = false;
-    for (u64 i = 0; i < entries && qcow2_drop_room(&k->drop); i++) {
+    for (u64 i = 0; i < entries && k->drop.cnt < room && self.freed < room; i++) {
         u64 off;
         bool empty;
         int rc = qcow2_refblock(k->img, i, &off, e);
@@ -229,16 +232,23 @@ static int blocks(struct shrink *k, struct plan_state *state, struct err *e)
             return rc;
         if (!off || !empty)
             continue;
-        state->more = true;
-        qcow2_drop_add(&k->drop, off >> q->cluster_bits);
+        u64 cluster = off >> q->cluster_bits;
+        if (cluster >> qcow2_refblock_bits(q) == i)
+            self.idx[self.freed++] = cluster;
+        else
+            qcow2_drop_add(&k->drop, cluster);
         if ((rc = plan_write(k->s, q->refcount_table_offset + i * 8, none, 8,
                              "a refcount block that counts nothing any more", e)))
             return rc;
     }
+    state->more = k->drop.cnt || self.freed;
     if (!state->more)
         return cut(k, last, e);
     int rc = plan_barrier(k->s, "empty refcount blocks are unlinked", e);
-    return rc ? rc : free_listed(k, "the block itself", e);
+    if (!rc)
+        rc = qcow2_drop_punch(k->img, &self, &left, k->s, e);
+    k->v[V_PUNCHES] = PUNCH_MAX - left;
+    return rc || !k->drop.cnt ? rc : free_listed(k, "the block itself", e);
 }
 
 bool qcow2_shrink_goes_on(const struct plan_state *state)
