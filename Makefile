@@ -170,7 +170,8 @@ $(B)/fuzz/make-seeds: $(B)/host/tests/fuzz_seeds_main.o $(B)/host/tests/fuzz_inp
         $(HOST_SUPPORT_O) $(HOST_PURE_O)
 	@mkdir -p $(@D)
 	$(CC) $(HOST_CFLAGS) -o $@ $^ -lz -lzstd
-$(B)/host/tests/fuzz_qcow2-canary%.o: tests/fuzz_qcow2.c
+$(B)/host/tests/fuzz_qcow2-canary1.o: $(B)/host/tests/fuzz_qcow2-canary%.o: tests/fuzz_qcow2.c
+	@mkdir -p $(@D)
 	$(CC) $(HOST_CFLAGS) $(INC_tests) -DFUZZ_CANARY=$* -MMD -MP -c -o $@ $<
 
 FUZZ_CFLAGS := $(HOST_CFLAGS) -fsanitize=fuzzer-no-link
@@ -180,7 +181,7 @@ $(B)/fuzz/$(1)/%.o: $(1)/%.c
 	$(CLANG) $$(FUZZ_CFLAGS) $$(INC_$(1)) -MMD -MP -c -o $$@ $$<
 endef
 $(foreach d,formats planner tests,$(eval $(call compile_fuzz,$(d))))
-$(B)/fuzz/tests/fuzz_qcow2-canary%.o: tests/fuzz_qcow2.c
+$(B)/fuzz/tests/fuzz_qcow2-canary2.o: $(B)/fuzz/tests/fuzz_qcow2-canary%.o: tests/fuzz_qcow2.c
 	@mkdir -p $(@D)
 	$(CLANG) $(FUZZ_CFLAGS) $(INC_tests) -DFUZZ_CANARY=$* -MMD -MP -c -o $@ $<
 FUZZ_CLANG_O := $(patsubst $(B)/host/%,$(B)/fuzz/%,$(FUZZ_HOST_O))
@@ -328,8 +329,8 @@ check-unit: $(TESTS:%=$(B)/tests/%)
 FUZZ_REPLAY := $(addprefix $(B)/fuzz/,make-seeds replay-qcow2 replay-canary)
 T ?= 10
 check-fuzz: $(FUZZ_REPLAY)
-	@if $(FUZZER_LINKS); then $(MAKE) -j2 $(B)/fuzz/qcow2 $(B)/fuzz/canary; \
-	    else echo "$(CLANG) has no libFuzzer (see $(B)/fuzz/links.txt)"; fi
+	@if $(FUZZER_LINKS); then $(MAKE) --no-print-directory -j2 $(B)/fuzz/qcow2 $(B)/fuzz/canary; \
+	    else rm -f $(B)/fuzz/canary; echo "$(CLANG) has no libFuzzer; why: $(B)/fuzz/links.txt"; fi
 	@$(PYTHON) tests/fuzz.py check $(B)
 fuzz: $(FUZZ_REPLAY)
 	@$(FUZZER_LINKS) || { cat $(B)/fuzz/links.txt; echo "'make fuzz' needs clang with libFuzzer"; exit 1; }

@@ -6,13 +6,15 @@
 #define LAUNCHER_COMMANDS_H
 
 #include "err.h"
+#include "json.h"
+#include "machines.h"
 
 #include <stdbool.h>
 #include <stdio.h>
 
 enum accel { ACCEL_AUTO, ACCEL_KVM, ACCEL_TCG };
 
-struct option_row; /* commands.c */
+struct option_row; /* options.h */
 struct command;
 struct disk;
 
@@ -23,21 +25,29 @@ struct job {
     instar_Request request;        /* all but the disks */
     bool quiet, json, verbose;
     enum accel accel;
+    enum machine_choice machine;
+    unsigned sector;  /* --logical-block-size; 0: as the disk has it */
+    const char *hand; /* --print-qemu: the directory, or NULL */
+    bool gdb;
     unsigned timeout; /* seconds without a frame; 0: for ever */
     const char *qemu, *images;
     bool limited; /* --max-growth was given */
     uint64_t max_growth;
+
+    struct json out;  /* the object on stdout */
+    uint64_t patches; /* of a dry run, printed so far */
 };
 
 struct command {
     const char *name;
-    const char *image;    /* file name of the unikernel */
+    const char *image;    /* file name of the unikernel; NULL: it needs no VM, and no disk */
     const char *operands; /* for the synopsis */
     bool writes;          /* opens the file for writing */
     int (*parse)(struct job *, char **operands, int count, int words, struct err *);
-    void (*print)(const struct job *, const struct disk *, const instar_Outcome *); /* for people */
-    void (*json)(const struct job *, const struct disk *, const instar_Outcome *);
-    const struct option_row *own; /* its options besides the common ones */
+    void (*print)(struct job *, const struct disk *, const instar_Outcome *); /* for people */
+    void (*json)(struct job *, const struct disk *, const instar_Outcome *);
+    int (*host)(struct err *);    /* what it does where it needs no VM */
+    const struct option_row *own; /* its options besides those of all VMs */
     const char *about, *examples;
 };
 

@@ -31,7 +31,25 @@ static bool right_kind(mode_t mode)
     return S_ISREG(mode) || S_ISBLK(mode);
 }
 
-int disk_open(struct disk *d, const char *name, bool writable, struct err *e)
+/* The length and the sector. A guest cannot read what a file has after its last whole sector, but
+ * for sectors of 512 bytes, up to which QEMU fills the file up with zeros. */
+static int measure(struct disk *d, unsigned sector, struct err *e)
+{
+    int own = 512;
+    d->device = S_ISBLK(d->before.st_mode);
+    d->length = (uint64_t)d->before.st_size;
+    if (d->device &&
+        (ioctl(d->fd, BLKGETSIZE64, &d->length) < 0 || ioctl(d->fd, BLKSSZGET, &own) < 0))
+        return cannot_open(d, errno, e);
+    d->sector = sector ? sector : (unsigned)own;
+    if (d->sector > 512 && d->length % d->sector)
+        return err_set(e, instar_Code_INVALID_OPTION,
+                       "'%s' is %llu bytes long: not a whole number of blocks of %u bytes", d->name,
+                       (unsigned long long)d->length, d->sector);
+    return 0;
+}
+
+int disk_open(struct disk *d, const char *name, bool writable, unsigned sector, struct err *e)
 {
     *d = (struct disk){.name = name, .fd = -1, .writable = writable};
     /* A fifo is not even opened, which would wake its writer; fstat() below is what decides. */
@@ -47,12 +65,12 @@ int disk_open(struct disk *d, const char *name, bool writable, struct err *e)
     if (locks_take(d->fd, name, writable, e) < 0)
         return -1;
     /* The length, and the times that disk_state() compares, hold from the lock on. */
-    d->device = S_ISBLK(d->before.st_mode);
-    if (fstat(d->fd, &d->before) < 0 || (d->device && ioctl(d->fd, BLKGETSIZE64, &d->length) < 0))
-        return cannot_open(d, errno, e);
-    if (!d->device)
-        d->length = (uint64_t)d->before.st_size;
-    return 0;
+    return fstat(d->fd, &d->before) < 0 ? cannot_open(d, errno, e) : measure(d, sector, e);
+}
+
+uint64_t disk_sectors(const struct disk *d, uint64_t length)
+{
+    return (length + d->sector - 1) / d->sector * d->sector;
 }
 
 static bool same_time(struct timespec a, struct timespec b)
@@ -91,7 +109,9 @@ int disk_finish(const struct disk *d, uint64_t length, struct err *e)
             return err_set(e, instar_Code_WRITE_FAILED, "Could not resize file: %s",
                            strerror(errno));
     }
-    if (fsync(d->fd) < 0)
+    /* The guest has flushed; what remains is the length. What nobody touched is not ours to sync.
+     */
+    if (disk_state(d) != DISK_UNTOUCHED && fsync(d->fd) < 0)
         return err_set(e, instar_Code_WRITE_FAILED, "Could not write '%s' to its disk: %s", d->name,
                        strerror(errno));
     return 0;

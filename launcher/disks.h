@@ -16,14 +16,19 @@ struct disk {
     const char *name; /* as the user typed it */
     int fd;
     bool writable, device; /* a block device has a fixed length */
+    unsigned sector;       /* the logical block size that the VM sees */
     uint64_t length;       /* bytes, when it was opened */
     uint64_t limit;        /* what its file may grow to (growth.h) */
     uint64_t granted;      /* the longest length that the guest was allowed; 0: none */
     struct stat before;
 };
 
-/* Opens and locks; a regular file or a block device, nothing else. */
-int disk_open(struct disk *d, const char *name, bool writable, struct err *e);
+/* Opens and locks; a regular file or a block device, nothing else. `sector`: the logical block
+ * size; 0: a device's own, 512 for a file. */
+int disk_open(struct disk *d, const char *name, bool writable, unsigned sector, struct err *e);
+
+/* The length of the device that QEMU makes of a file of `length` bytes: whole sectors. */
+uint64_t disk_sectors(const struct disk *d, uint64_t length);
 
 /* Has anything been written to the file since it was locked? In the order of concern. */
 enum disk_state { DISK_UNTOUCHED, DISK_UNKNOWN, DISK_TOUCHED };

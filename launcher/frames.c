@@ -32,11 +32,14 @@ static bool in_contract(const instar_Event *ev)
     const instar_Outcome *o = &ev->event.outcome;
     if (ev->which_event == 0)
         return false;
+    if (ev->which_event == instar_Event_patch_tag)
+        return ev->event.patch.kind >= _instar_PatchKind_MIN &&
+               ev->event.patch.kind <= _instar_PatchKind_MAX;
     if (ev->which_event != instar_Event_outcome_tag)
         return true;
     if (o->has_error && (o->error.code < _instar_Code_MIN || o->error.code > _instar_Code_MAX))
         return false;
-    return o->has_error || o->which_result != 0;
+    return o->has_error || o->has_need_file || o->which_result != 0;
 }
 
 int frames_next(struct frames *f, instar_Event *ev, struct err *e)

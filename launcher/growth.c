@@ -22,7 +22,7 @@ static uint64_t asked_for(const instar_Request *r)
 
 uint64_t growth_limit(const struct job *job, const struct disk *d)
 {
-    if (!d->writable || d->device)
+    if (d->device)
         return d->length;
     uint64_t more = job->max_growth;
     if (!job->limited) {
@@ -30,6 +30,21 @@ uint64_t growth_limit(const struct job *job, const struct disk *d)
         more = add_capped(add_capped(asked, asked / 32), ALLOWANCE);
     }
     return add_capped(d->length, more);
+}
+
+int growth_within_limit(const struct disk *d, uint64_t length, struct err *e)
+{
+    if (length <= d->limit)
+        return 0;
+    if (d->device)
+        return err_set(e, instar_Code_NO_SPACE,
+                       "'%s' is a device of %llu bytes, and the new image needs %llu", d->name,
+                       (unsigned long long)d->length, (unsigned long long)length);
+    return err_set(e, instar_Code_NO_SPACE,
+                   "The file '%s' would have to grow to %llu bytes, and its limit is %llu\n"
+                   "If that is what you want, allow it with --max-growth=%llu",
+                   d->name, (unsigned long long)length, (unsigned long long)d->limit,
+                   (unsigned long long)(length - d->length));
 }
 
 int growth_check(const instar_Need *need, const struct disk *disks, unsigned count, struct err *e)
@@ -41,21 +56,11 @@ int growth_check(const instar_Need *need, const struct disk *disks, unsigned cou
                            "The guest asked for the growth of a disk (slot %u) that it may not "
                            "write",
                            (unsigned)l->slot);
-        const struct disk *d = &disks[l->slot];
         for (unsigned j = 0; j < i; j++)
             if (need->lengths[j].slot == l->slot)
                 return err_set(e, instar_Code_PROTOCOL, "The guest asked twice for one disk");
-        if (l->length <= d->limit)
-            continue;
-        if (d->device)
-            return err_set(e, instar_Code_NO_SPACE,
-                           "'%s' is a device of %llu bytes, and the new image needs %llu", d->name,
-                           (unsigned long long)d->length, (unsigned long long)l->length);
-        return err_set(e, instar_Code_NO_SPACE,
-                       "The file '%s' would have to grow to %llu bytes, and its limit is %llu\n"
-                       "If that is what you want, allow it with --max-growth=%llu",
-                       d->name, (unsigned long long)l->length, (unsigned long long)d->limit,
-                       (unsigned long long)(l->length - d->length));
+        if (growth_within_limit(&disks[l->slot], l->length, e) < 0)
+            return -1;
     }
     return 0;
 }

@@ -9,6 +9,7 @@
 #include "codes.h"
 #include "commands.h"
 #include "disks.h"
+#include "hand.h"
 #include "locks.h"
 #include "print.h"
 #include "raw.h"
@@ -33,11 +34,13 @@ static void keep_standard_descriptors(void)
 /* Everything between taking the locks and giving them up. */
 static int work(struct job *job, struct disk *d, unsigned count, instar_Outcome *out, struct err *e)
 {
+    if (job->hand)
+        return hand_print(job, d, count, e);
     int r = raw_applies(job) ? raw_resize(job, d, out, e) : run(job, d, count, out, e);
-    if (r < 0 || !d->writable)
+    if (r < 0)
         return r;
     print_raw_warning(job, out);
-    return disk_finish(d, out->result.resize.file_size_after, e);
+    return d->writable ? disk_finish(d, out->result.resize.file_size_after, e) : 0;
 }
 
 static int do_job(struct job *job, struct err *e)
@@ -45,12 +48,15 @@ static int do_job(struct job *job, struct err *e)
     static instar_Outcome out;
     struct disk d = {.fd = -1};
     unsigned count = job->image != NULL;
-    if (count && disk_open(&d, job->image, job->command->writes, e) < 0)
+    bool writable = job->command->writes && !job->request.dry_run;
+    if (!job->command->image)
+        return job->command->host(e);
+    if (count && disk_open(&d, job->image, writable, job->sector, e) < 0)
         return -1;
     int r = work(job, &d, count, &out, e);
     if (count)
         locks_drop(d.fd);
-    if (r == 0)
+    if (r == 0 && !job->hand)
         (job->json ? job->command->json : job->command->print)(job, &d, &out);
     return r;
 }

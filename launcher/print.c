@@ -5,6 +5,7 @@
  */
 #include "print.h"
 #include "codes.h"
+#include "plan.h"
 #include "text.h"
 
 #include <stdlib.h>
@@ -23,49 +24,35 @@ static void line(const char *label, const void *bytes, size_t len)
     putchar('\n');
 }
 
-/* "key": "value", with what separates it from the next member. */
-static void member(const char *indent, const char *key, const void *bytes, size_t len,
-                   const char *then)
-{
-    printf("%s", indent);
-    text_json(stdout, key, strlen(key));
-    printf(": ");
-    text_json(stdout, bytes, len);
-    printf("%s", then);
-}
-
-static void member_number(const char *indent, const char *key, uint64_t value, const char *then)
-{
-    printf("%s\"%s\": %llu%s", indent, key, (unsigned long long)value, then);
-}
-
-static const char *boolean(bool value)
-{
-    return value ? "true" : "false";
-}
-
 /* ---- resize ---- */
 
-void print_resize(const struct job *job, const struct disk *d, const instar_Outcome *out)
+void print_resize(struct job *job, const struct disk *d, const instar_Outcome *out)
 {
     (void)d;
-    (void)out;
-    if (!job->quiet)
+    if (job->request.dry_run)
+        plan_print(job, out);
+    else if (!job->quiet)
         puts("Image resized.");
 }
 
-void json_resize(const struct job *job, const struct disk *d, const instar_Outcome *out)
+void json_resize(struct job *job, const struct disk *d, const instar_Outcome *out)
 {
     const instar_ResizeResult *r = &out->result.resize;
+    struct json *j = &job->out;
     (void)d;
-    putchar('{');
-    member("", "filename", job->image, strlen(job->image), ", ");
-    member("", "format", r->target_format, strlen(r->target_format), ", ");
-    member("", "action", r->action, strlen(r->action), ", ");
-    member_number("", "old_virtual_size", r->old_virtual_size, ", ");
-    member_number("", "new_virtual_size", r->resolved_new_virtual_size, ", ");
-    member_number("", "old_file_size", r->file_size_before, ", ");
-    member_number("", "new_file_size", r->file_size_after, "}\n");
+    if (job->request.dry_run) {
+        plan_json_end(job);
+    } else {
+        json_open(j, NULL, '{');
+        json_text(j, "filename", job->image);
+    }
+    json_text(j, "format", r->target_format);
+    json_text(j, "action", r->action);
+    json_number(j, "old_virtual_size", r->old_virtual_size);
+    json_number(j, "new_virtual_size", r->resolved_new_virtual_size);
+    json_number(j, "old_file_size", r->file_size_before);
+    json_number(j, "new_file_size", r->file_size_after);
+    json_close(j, '}');
 }
 
 void print_raw_warning(const struct job *job, const instar_Outcome *out)
@@ -99,13 +86,48 @@ static void print_fact(const instar_Fact *f)
     if (f->which_value == instar_Fact_text_tag)
         safe(f->value.text, strlen(f->value.text));
     else if (f->which_value == instar_Fact_flag_tag)
-        printf("%s", boolean(f->value.flag));
+        printf("%s", f->value.flag ? "true" : "false");
     else
         printf("%llu", (unsigned long long)f->value.number);
     putchar('\n');
 }
 
-void print_info(const struct job *job, const struct disk *d, const instar_Outcome *out)
+/* Where a name read from the image leads to, were it followed: a relative one is joined to the
+ * directory of the image's own name, which is qemu-img's rule. Only words; no file is looked for.
+ * The caller frees *path. */
+static size_t actual_path(const struct job *job, const instar_InfoResult *r, char **path)
+{
+    const char *slash = strrchr(job->image, '/');
+    const uint8_t *name = r->backing_name.bytes;
+    size_t len = r->backing_name.size, dir = slash ? (size_t)(slash - job->image) + 1 : 0;
+    const uint8_t *colon = memchr(name, ':', len), *first = memchr(name, '/', len);
+    bool protocol = colon && (!first || colon < first);
+    if (protocol || name[0] == '/')
+        dir = 0;
+    *path = malloc(dir + len);
+    if (!*path)
+        abort();
+    memcpy(*path, job->image, dir);
+    memcpy(*path + dir, name, len);
+    return dir + len;
+}
+
+static void print_backing(const struct job *job, const instar_InfoResult *r)
+{
+    char *path;
+    size_t len = actual_path(job, r, &path);
+    printf("backing file: ");
+    safe(r->backing_name.bytes, r->backing_name.size);
+    if (len != r->backing_name.size) {
+        printf(" (actual path: ");
+        safe(path, len);
+        putchar(')');
+    }
+    putchar('\n');
+    free(path);
+}
+
+void print_info(struct job *job, const struct disk *d, const instar_Outcome *out)
 {
     const instar_InfoResult *r = &out->result.info;
     line("image", job->image, strlen(job->image));
@@ -122,7 +144,7 @@ void print_info(const struct job *job, const struct disk *d, const instar_Outcom
     if (r->dirty)
         puts("cleanly shut down: no");
     if (r->backing_name.size)
-        line("backing file", r->backing_name.bytes, r->backing_name.size);
+        print_backing(job, r);
     if (*r->backing_format)
         line("backing file format", r->backing_format, strlen(r->backing_format));
     if (r->facts_count)
@@ -132,79 +154,103 @@ void print_info(const struct job *job, const struct disk *d, const instar_Outcom
 }
 
 /* A key of the human layout is one of JSON with its spaces made hyphens. */
-static void json_fact(const instar_Fact *f, const char *then)
+static void json_fact(struct json *j, const instar_Fact *f)
 {
     char key[sizeof f->key];
     strcpy(key, f->key);
     for (char *p = key; (p = strchr(p, ' ')); p++)
         *p = '-';
-    if (f->which_value == instar_Fact_text_tag) {
-        member("            ", key, f->value.text, strlen(f->value.text), then);
-        return;
-    }
-    printf("            ");
-    text_json(stdout, key, strlen(key));
-    if (f->which_value == instar_Fact_flag_tag)
-        printf(": %s%s", boolean(f->value.flag), then);
+    if (f->which_value == instar_Fact_text_tag)
+        json_text(j, key, f->value.text);
+    else if (f->which_value == instar_Fact_flag_tag)
+        json_flag(j, key, f->value.flag);
     else
-        printf(": %llu%s", (unsigned long long)f->value.number, then);
+        json_number(j, key, f->value.number);
 }
 
-void json_info(const struct job *job, const struct disk *d, const instar_Outcome *out)
+static void json_facts(struct json *j, const instar_InfoResult *r)
 {
-    static const char in[] = "    ", next[] = ",\n";
+    json_open(j, "format-specific", '{');
+    json_text(j, "type", r->format);
+    json_open(j, "data", '{');
+    for (unsigned i = 0; i < r->facts_count; i++)
+        json_fact(j, &r->facts[i]);
+    json_close(j, '}');
+    json_close(j, '}');
+}
+
+static void json_backing(struct json *j, const struct job *job, const instar_InfoResult *r)
+{
+    char *path;
+    size_t len = actual_path(job, r, &path);
+    json_bytes(j, "full-backing-filename", path, len);
+    json_bytes(j, "backing-filename", r->backing_name.bytes, r->backing_name.size);
+    free(path);
+}
+
+void json_info(struct job *job, const struct disk *d, const instar_Outcome *out)
+{
     const instar_InfoResult *r = &out->result.info;
-    puts("{");
+    struct json *j = &job->out;
+    j->pretty = true;
+    json_open(j, NULL, '{');
     if (*r->backing_format)
-        member(in, "backing-filename-format", r->backing_format, strlen(r->backing_format), next);
-    member_number(in, "virtual-size", r->virtual_size, next);
-    member(in, "filename", job->image, strlen(job->image), next);
+        json_text(j, "backing-filename-format", r->backing_format);
+    json_number(j, "virtual-size", r->virtual_size);
+    json_text(j, "filename", job->image);
     if (r->cluster_size)
-        member_number(in, "cluster-size", r->cluster_size, next);
-    member(in, "format", r->format, strlen(r->format), next);
-    member_number(in, "actual-size", disk_size(d), next);
+        json_number(j, "cluster-size", r->cluster_size);
+    json_text(j, "format", r->format);
+    json_number(j, "actual-size", disk_size(d));
     if (r->encrypted)
-        printf("    \"encrypted\": true,\n");
-    if (r->facts_count) {
-        printf("    \"format-specific\": {\n");
-        member("        ", "type", r->format, strlen(r->format), next);
-        printf("        \"data\": {\n");
-        for (unsigned i = 0; i < r->facts_count; i++)
-            json_fact(&r->facts[i], i + 1 < r->facts_count ? next : "\n");
-        printf("        }\n    },\n");
-    }
+        json_flag(j, "encrypted", true);
+    if (r->facts_count)
+        json_facts(j, r);
     if (r->backing_name.size)
-        member(in, "backing-filename", r->backing_name.bytes, r->backing_name.size, next);
-    printf("    \"dirty-flag\": %s\n}\n", boolean(r->dirty));
+        json_backing(j, job, r);
+    json_flag(j, "dirty-flag", r->dirty);
+    json_close(j, '}');
 }
 
 /* ---- noop ---- */
 
-void print_noop(const struct job *job, const struct disk *d, const instar_Outcome *out)
+void print_noop(struct job *job, const struct disk *d, const instar_Outcome *out)
 {
     (void)job;
     (void)d;
     printf("disks: %u\n", (unsigned)out->result.noop.disks);
 }
 
-void json_noop(const struct job *job, const struct disk *d, const instar_Outcome *out)
+void json_noop(struct job *job, const struct disk *d, const instar_Outcome *out)
 {
-    (void)job;
     (void)d;
-    printf("{\"disks\": %u}\n", (unsigned)out->result.noop.disks);
+    json_open(&job->out, NULL, '{');
+    json_number(&job->out, "disks", out->result.noop.disks);
+    json_close(&job->out, '}');
 }
 
 /* ---- failures ---- */
 
-void print_failure(const struct job *job, const struct err *e)
+/* In the object that a dry run began, the error is one more member. */
+static void json_failure(struct job *job, const struct err *e, const char *code)
+{
+    if (job->patches)
+        plan_json_end(job);
+    else
+        json_open(&job->out, NULL, '{');
+    json_text(&job->out, "error", e->text);
+    json_text(&job->out, "code", code);
+    json_close(&job->out, '}');
+}
+
+void print_failure(struct job *job, const struct err *e)
 {
     struct code_row row = code_row(e->code);
     if (job->json) {
-        printf("{");
-        member("", "error", e->text, strlen(e->text), ", ");
-        printf("\"code\": \"%s\"}\n", e->signal ? "INTERRUPTED" : row.name);
+        json_failure(job, e, e->signal ? "INTERRUPTED" : row.name);
         return;
     }
+    fflush(stdout); /* what a dry run printed comes before */
     fputs("instar-launch: ", stderr);
     text_safe(stderr, e->text, strlen(e->text), TEXT_KEEP_LINES);
     fputc('\n', stderr);

@@ -8,17 +8,17 @@
 #include "commands.h"
 #include "disks.h"
 
-void print_resize(const struct job *, const struct disk *, const instar_Outcome *);
-void json_resize(const struct job *, const struct disk *, const instar_Outcome *);
-void print_info(const struct job *, const struct disk *, const instar_Outcome *);
-void json_info(const struct job *, const struct disk *, const instar_Outcome *);
-void print_noop(const struct job *, const struct disk *, const instar_Outcome *);
-void json_noop(const struct job *, const struct disk *, const instar_Outcome *);
+void print_resize(struct job *, const struct disk *, const instar_Outcome *);
+void json_resize(struct job *, const struct disk *, const instar_Outcome *);
+void print_info(struct job *, const struct disk *, const instar_Outcome *);
+void json_info(struct job *, const struct disk *, const instar_Outcome *);
+void print_noop(struct job *, const struct disk *, const instar_Outcome *);
+void json_noop(struct job *, const struct disk *, const instar_Outcome *);
 
 /* qemu-img's warning where a raw image was only guessed to be one, and was changed. */
 void print_raw_warning(const struct job *job, const instar_Outcome *out);
 
 /* To stderr, or with --output=json to stdout, with nothing else there. */
-void print_failure(const struct job *job, const struct err *e);
+void print_failure(struct job *job, const struct err *e);
 
 #endif

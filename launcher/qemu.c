@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * QEMU's command line (DESIGN section 3; each choice is measured there) and how it is started.
+ * How QEMU is started, and how it ends.
  *
  * vfork, since this takes place on the way of every run: the child shares our memory until it
  * execs, and makes only system calls. It leads a session of its own (a terminal's ^C is for the
@@ -8,12 +8,13 @@
  * the growth limit, and has no descriptor but those of its command line.
  */
 #include "qemu.h"
+#include "cmdline.h"
 #include "paths.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
-#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -27,12 +28,11 @@
 #define CLOSE_RANGE_CLOEXEC (1u << 2)
 #endif
 
-enum { MAX_ARGS = 160, MAX_FDS = 40 };
+enum { MAX_FDS = 40 };
 
 /* What the child needs to know, all made before it is born. */
 struct birth {
-    char *arg[MAX_ARGS + 1];
-    int args;
+    struct cmdline line;
     int keep[MAX_FDS]; /* descriptors to inherit, by their own numbers */
     int keeps;
     int null, messages; /* its stdin; its stdout and stderr */
@@ -41,26 +41,6 @@ struct birth {
     int error; /* errno, if it could not exec */
 };
 
-static void add(struct birth *b, const char *format, ...) __attribute__((format(printf, 2, 3)));
-static void add(struct birth *b, const char *format, ...)
-{
-    va_list args;
-    va_start(args, format);
-    if (b->args == MAX_ARGS || vasprintf(&b->arg[b->args++], format, args) < 0)
-        abort();
-    va_end(args);
-}
-
-/* One argument for each word. */
-static void add_words(struct birth *b, const char *words)
-{
-    while (*words) {
-        size_t len = strcspn(words, " ");
-        add(b, "%.*s", (int)len, words);
-        words += len + (words[len] == ' ');
-    }
-}
-
 static int inherit(struct birth *b, int fd)
 {
     if (b->keeps == MAX_FDS)
@@ -68,44 +48,26 @@ static int inherit(struct birth *b, int fd)
     return b->keep[b->keeps++] = fd;
 }
 
-static void add_machine(struct birth *b, enum accel accel)
+static void add_channels(struct birth *b, int request, int serial, int control)
 {
-    add_words(b, "-M microvm,acpi=off,pit=off,pic=off,rtc=off,x-option-roms=off,"
-                 "auto-kernel-cmdline=off");
-    add_words(b, "-nodefaults -no-user-config -display none -no-reboot -m 128");
-    add_words(b, "-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,"
-                 "resourcecontrol=deny");
-    add_words(b, "-global virtio-mmio.force-legacy=false");
-    add_words(b, "-device isa-debug-exit,iobase=0xf4,iosize=4");
-    add_words(b, accel == ACCEL_KVM ? "-accel kvm -cpu max,arch-capabilities=off"
-                                    : "-accel tcg -cpu max");
+    struct cmdline *c = &b->line;
+    cmdline_add(c, "-initrd");
+    cmdline_add(c, "/proc/self/fd/%d", inherit(b, request));
+    cmdline_add_words(c, "-serial chardev:serial -mon chardev=control,mode=control -chardev");
+    cmdline_add(c, "socket,id=serial,fd=%d", inherit(b, serial));
+    cmdline_add(c, "-chardev");
+    cmdline_add(c, "socket,id=control,fd=%d", inherit(b, control));
 }
 
-static void add_disk(struct birth *b, unsigned n, const struct disk *d)
+/* The open file description, as the set `n`. The locks on it are ours. */
+static void add_disk(struct birth *b, const struct machine *machine, unsigned n,
+                     const struct disk *d)
 {
-    add(b, "-add-fd");
-    add(b, "fd=%d,set=%u", inherit(b, d->fd), n);
-    add(b, "-blockdev");
-    add(b,
-        "driver=%s,node-name=f%u,filename=/dev/fdset/%u,locking=off,discard=unmap,"
-        "aio=threads,read-only=%s",
-        d->device ? "host_device" : "file", n, n, d->writable ? "off" : "on");
-    add(b, "-device");
-    add(b, "virtio-blk-device,drive=f%u,bus=virtio-mmio-bus.%u,werror=report,rerror=report", n, n);
-}
-
-static void add_all(struct birth *b, enum accel accel, const char *kernel, int request, int serial,
-                    int control)
-{
-    add_machine(b, accel);
-    add(b, "-kernel");
-    add(b, "%s", kernel);
-    add(b, "-initrd");
-    add(b, "/proc/self/fd/%d", inherit(b, request));
-    add_words(b, "-serial chardev:serial -mon chardev=control,mode=control -chardev");
-    add(b, "socket,id=serial,fd=%d", inherit(b, serial));
-    add(b, "-chardev");
-    add(b, "socket,id=control,fd=%d", inherit(b, control));
+    char file[64];
+    cmdline_add(&b->line, "-add-fd");
+    cmdline_add(&b->line, "fd=%d,set=%u", inherit(b, d->fd), n);
+    snprintf(file, sizeof file, "filename=/dev/fdset/%u,locking=off", n);
+    cmdline_disk(&b->line, machine, n, d, file);
 }
 
 /* In the child: everything but the kept descriptors is closed by exec. */
@@ -136,7 +98,7 @@ static _Noreturn void be_born(struct birth *b)
     dup2(b->null, STDIN_FILENO);
     dup2(b->messages, STDOUT_FILENO);
     dup2(b->messages, STDERR_FILENO);
-    execv(b->arg[0], b->arg);
+    execv(b->line.word[0], b->line.word);
     b->error = errno;
     _exit(127);
 }
@@ -177,8 +139,8 @@ static bool make_channels(struct qemu *q, int theirs[3])
 
 static void say_command(const struct birth *b)
 {
-    for (int i = 0; i < b->args; i++)
-        fprintf(stderr, "%s%s", i ? " " : "", b->arg[i]);
+    for (int i = 0; i < b->line.words; i++)
+        fprintf(stderr, "%s%s", i ? " " : "", b->line.word[i]);
     fputc('\n', stderr);
 }
 
@@ -190,7 +152,7 @@ static struct rlimit file_size(const struct disk *disks, unsigned count)
     rlim_t most = 0;
     getrlimit(RLIMIT_FSIZE, &old);
     for (unsigned i = 0; i < count; i++) {
-        rlim_t limit = (disks[i].limit + 511) / 512 * 512;
+        rlim_t limit = disk_sectors(&disks[i], disks[i].limit);
         if (disks[i].writable && limit > most)
             most = limit < INT64_MAX ? limit : INT64_MAX;
     }
@@ -198,9 +160,9 @@ static struct rlimit file_size(const struct disk *disks, unsigned count)
     return (struct rlimit){most, most};
 }
 
-static int start(struct qemu *q, struct birth *b, const struct job *job, enum accel accel,
-                 const struct disk *disks, unsigned count, int request, int theirs[3],
-                 struct err *e)
+static int start(struct qemu *q, struct birth *b, const struct job *job,
+                 const struct machine *machine, enum accel accel, const struct disk *disks,
+                 unsigned count, int request, int theirs[3], struct err *e)
 {
     char path[PATH_ROOM], kernel[PATH_ROOM];
     if (paths_qemu(job->qemu, path, e) < 0 ||
@@ -209,10 +171,10 @@ static int start(struct qemu *q, struct birth *b, const struct job *job, enum ac
     if (!make_channels(q, theirs))
         return err_set(e, instar_Code_NO_QEMU, "Could not make QEMU's channels: %s",
                        strerror(errno));
-    add(b, "%s", path);
-    add_all(b, accel, kernel, request, theirs[0], theirs[1]);
+    cmdline_machine(&b->line, path, machine, accel, kernel);
+    add_channels(b, request, theirs[0], theirs[1]);
     for (unsigned i = 0; i < count; i++)
-        add_disk(b, i, &disks[i]);
+        add_disk(b, machine, i, &disks[i]);
     b->file_size = file_size(disks, count);
     b->messages = theirs[2];
     b->null = open("/dev/null", O_RDONLY | O_CLOEXEC);
@@ -230,18 +192,18 @@ static int start(struct qemu *q, struct birth *b, const struct job *job, enum ac
     return 0;
 }
 
-int qemu_start(struct qemu *q, const struct job *job, enum accel accel, const struct disk *disks,
-               unsigned count, int request, struct err *e)
+int qemu_start(struct qemu *q, const struct job *job, const struct machine *machine,
+               enum accel accel, const struct disk *disks, unsigned count, int request,
+               struct err *e)
 {
     struct birth b = {0};
     int theirs[3] = {-1, -1, -1};
     *q = (struct qemu){.pidfd = -1, .serial = -1, .control = -1, .messages = -1};
-    int r = start(q, &b, job, accel, disks, count, request, theirs, e);
+    int r = start(q, &b, job, machine, accel, disks, count, request, theirs, e);
     for (int i = 0; i < 3; i++)
         if (theirs[i] >= 0)
             close(theirs[i]);
-    for (int i = 0; i < b.args; i++)
-        free(b.arg[i]);
+    cmdline_free(&b.line);
     return r;
 }
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * One QEMU process: its command line, its birth in a cage, its death. What it may reach is what it
+ * One QEMU process: its birth in a cage, its death. What it may reach is what it
  * inherits: the disks, the Request and three channels, each as a file descriptor.
  */
 #ifndef LAUNCHER_QEMU_H
@@ -8,6 +8,7 @@
 
 #include "commands.h"
 #include "disks.h"
+#include "machines.h"
 
 #include <sys/types.h>
 
@@ -21,8 +22,9 @@ struct qemu {
 
 /* `accel` is ACCEL_KVM or ACCEL_TCG; `request` is a file (a memfd) that holds the Request; QEMU
  * dies with this process. The command line goes to stderr under -v. */
-int qemu_start(struct qemu *q, const struct job *job, enum accel accel, const struct disk *disks,
-               unsigned count, int request, struct err *e);
+int qemu_start(struct qemu *q, const struct job *job, const struct machine *machine,
+               enum accel accel, const struct disk *disks, unsigned count, int request,
+               struct err *e);
 
 /* Asks nobody: SIGKILL. Returns at once. */
 void qemu_kill(const struct qemu *q);

@@ -4,19 +4,29 @@
  * file is no exception here.
  */
 #include "raw.h"
-#include "codes.h"
 #include "newsize.h"
 #include "outcome.h"
+#include "plan.h"
 
 #include <string.h>
 
 bool raw_applies(const struct job *job)
 {
     return job->request.which_op == instar_Request_resize_tag && job->format &&
-           strcmp(job->format, "raw") == 0;
+           strcmp(job->format, "raw") == 0 &&
+           job->request.op.resize.preallocation == instar_Preallocation_PREALLOCATION_OFF;
 }
 
-int raw_resize(const struct job *job, const struct disk *d, instar_Outcome *out, struct err *e)
+/* Its plan, as a guest would send it. */
+static void show(struct job *job, uint64_t length)
+{
+    static instar_Patch p = {
+        .kind = instar_PatchKind_LENGTH, .commit = true, .why = "the file is the disk"};
+    p.len = length;
+    plan_show(job, &p);
+}
+
+int raw_resize(struct job *job, const struct disk *d, instar_Outcome *out, struct err *e)
 {
     const instar_ResizeRequest *r = &job->request.op.resize;
     uint64_t current = (d->length + 511) / 512 * 512; /* as the block layer sees it */
@@ -28,9 +38,6 @@ int raw_resize(const struct job *job, const struct disk *d, instar_Outcome *out,
         strncpy(error.what, what, sizeof error.what - 1);
         return outcome_error(&error, job, e);
     }
-    if (r->preallocation != instar_Preallocation_PREALLOCATION_OFF)
-        return err_set(e, instar_Code_PREALLOCATION_UNSUPPORTED, "%s",
-                       code_row(instar_Code_PREALLOCATION_UNSUPPORTED).text);
     if (d->device && size != d->length)
         return err_set(e, instar_Code_INVALID_NEW_SIZE, "Cannot resize device files");
     *out = (instar_Outcome){.which_result = instar_Outcome_resize_tag};
@@ -41,5 +48,7 @@ int raw_resize(const struct job *job, const struct disk *d, instar_Outcome *out,
     result->resolved_new_virtual_size = size;
     result->file_size_before = d->length;
     result->file_size_after = size;
+    if (job->request.dry_run && size != d->length)
+        show(job, size);
     return 0;
 }

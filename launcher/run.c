@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: MIT
  *
- * `--accel auto` tries KVM first. A KVM that fails before the guest's first frame is replaced by
- * TCG, unless anything was written by then: an operation must not be done twice. A guest that
- * faults is no failure of KVM.
+ * `--accel auto` tries KVM first, `--machine auto` microvm. What fails before the guest's first
+ * frame is replaced by the next best, unless anything was written by then: an operation must not
+ * be done twice. A guest that faults is no failure of KVM, nor of the machine.
  */
 #include "run.h"
 #include "growth.h"
 #include "outcome.h"
+#include "request.h"
 #include "vm.h"
 
 #include <errno.h>
-#include <pb_encode.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -20,15 +20,12 @@
 enum { KVM_PATIENCE = 10 }; /* seconds for a first frame, where TCG can still be tried */
 
 /* The Request in a memfd, which QEMU hands to the guest as a multiboot module. */
-static int make_request(const instar_Request *request, struct err *e)
+static int make_request(const struct vm *vm, struct err *e)
 {
-    uint8_t bytes[instar_Request_size];
-    pb_ostream_t to = pb_ostream_from_buffer(bytes, sizeof bytes);
     int fd = memfd_create("request", MFD_CLOEXEC);
-    if (fd < 0 || !pb_encode(&to, instar_Request_fields, request) ||
-        write(fd, bytes, to.bytes_written) != (ssize_t)to.bytes_written)
-        return err_set(e, instar_Code_NO_QEMU, "Could not write the request: %s", strerror(errno));
-    return fd;
+    if (fd < 0)
+        return err_set(e, instar_Code_NO_QEMU, "Could not make a memfd: %s", strerror(errno));
+    return request_write(vm->job, vm->disks, vm->count, fd, e) < 0 ? -1 : fd;
 }
 
 /* What ends a run early is taken from a descriptor from here on. */
@@ -75,23 +72,48 @@ static void tell_aftermath(const struct vm *vm, struct err *e)
                    "has its old size or its new one, and all its data.");
 }
 
+/* May the VM that failed be replaced by another? */
+static bool replaceable(const struct vm *vm, const struct err *e)
+{
+    return !vm->heard && !e->signal && state(vm) == DISK_UNTOUCHED;
+}
+
+static void go_on(const struct vm *vm, const char *failed, const char *next, struct err *e)
+{
+    if (vm->job->verbose)
+        fprintf(stderr, "%s failed, going on with %s: %s\n", failed, next, e->text);
+    err_clear(e);
+}
+
+/* With one accelerator: the first machine that this QEMU has. */
+static int run_machines(struct vm *vm, enum accel accel, unsigned patience, struct err *e)
+{
+    const struct machine *machine = machines_next(vm->job->machine, NULL);
+    while (vm_run(vm, machine, accel, patience, e) < 0) {
+        const struct machine *next = machines_next(vm->job->machine, machine);
+        if (!next || !replaceable(vm, e) || !machines_lacking(vm->messages, vm->messages_len))
+            return -1;
+        go_on(vm, machine->name, next->name, e);
+        machine = next;
+    }
+    return 0;
+}
+
 static int run_either(struct vm *vm, struct err *e)
 {
     const struct job *job = vm->job;
     bool can_fall_back = job->accel == ACCEL_AUTO && qemu_kvm_usable();
     if (job->accel != ACCEL_KVM && !can_fall_back)
-        return vm_run(vm, ACCEL_TCG, job->timeout, e);
+        return run_machines(vm, ACCEL_TCG, job->timeout, e);
     unsigned patience = job->timeout;
     if (can_fall_back && (patience == 0 || patience > KVM_PATIENCE))
         patience = KVM_PATIENCE;
-    if (vm_run(vm, ACCEL_KVM, patience, e) == 0)
+    if (run_machines(vm, ACCEL_KVM, patience, e) == 0)
         return 0;
-    if (!can_fall_back || vm->heard || e->signal || state(vm) != DISK_UNTOUCHED)
+    if (!can_fall_back || !replaceable(vm, e))
         return -1;
-    if (job->verbose)
-        fprintf(stderr, "KVM failed, going on with TCG: %s\n", e->text);
-    err_clear(e);
-    return vm_run(vm, ACCEL_TCG, job->timeout, e);
+    go_on(vm, "KVM", "TCG", e);
+    return run_machines(vm, ACCEL_TCG, job->timeout, e);
 }
 
 int run(struct job *job, struct disk *disks, unsigned count, instar_Outcome *out, struct err *e)
@@ -100,12 +122,9 @@ int run(struct job *job, struct disk *disks, unsigned count, instar_Outcome *out
     vm.job = job;
     vm.disks = disks;
     vm.count = count;
-    for (unsigned i = 0; i < count; i++) {
+    for (unsigned i = 0; i < count; i++)
         disks[i].limit = growth_limit(job, &disks[i]);
-        job->request.disks[i].length = disks[i].length;
-        job->request.disks[i].writable = disks[i].writable;
-    }
-    vm.request = make_request(&job->request, e);
+    vm.request = make_request(&vm, e);
     if (vm.request < 0)
         return -1;
     vm.signals = catch_signals();

@@ -10,6 +10,7 @@
  */
 #include "vm.h"
 #include "growth.h"
+#include "plan.h"
 #include "text.h"
 
 #include <errno.h>
@@ -45,7 +46,9 @@ static void show_log(const struct vm *vm, const char *text)
 
 static void show_progress(struct vm *vm, const instar_Progress *p)
 {
-    if (vm->job->quiet || vm->job->json || !isatty(STDERR_FILENO) || now_ms() - vm->started < 1000)
+    const struct job *job = vm->job;
+    if (job->quiet || job->json || job->patches || !isatty(STDERR_FILENO) ||
+        now_ms() - vm->started < 1000)
         return;
     vm->progress = true;
     fprintf(stderr, "\r\033[K%s: ", vm->job->command->name);
@@ -95,7 +98,7 @@ static int serve_need(struct vm *vm, const instar_Need *need, struct err *e)
         const instar_NeedLength *l = &need->lengths[i];
         const struct disk *d = &vm->disks[l->slot];
         if (l->length > d->length && l->length > d->granted)
-            qmp_resize(&vm->qmp, l->slot, l->length);
+            qmp_resize(&vm->qmp, l->slot, disk_sectors(d, l->length));
     }
     vm->asked = true;
     grant(vm);
@@ -115,6 +118,11 @@ static int take_event(struct vm *vm, struct err *e)
         return GO_ON;
     case instar_Event_need_tag:
         return serve_need(vm, &vm->event.event.need, e);
+    case instar_Event_patch_tag:
+        if (!vm->job->request.dry_run)
+            break;
+        plan_show(vm->job, &vm->event.event.patch);
+        return GO_ON;
     case instar_Event_fault_tag:
         return fault(&vm->event.event.fault, e);
     case instar_Event_outcome_tag:
@@ -257,13 +265,14 @@ static void tell_messages(const struct vm *vm, struct err *e)
     }
 }
 
-int vm_run(struct vm *vm, enum accel accel, unsigned patience, struct err *e)
+int vm_run(struct vm *vm, const struct machine *machine, enum accel accel, unsigned patience,
+           struct err *e)
 {
     vm->frames.have = 0;
     vm->messages_len = 0;
     vm->heard = vm->asked = vm->progress = false;
     vm->started = vm->last_frame = now_ms();
-    int r = qemu_start(&vm->qemu, vm->job, accel, vm->disks, vm->count, vm->request, e);
+    int r = qemu_start(&vm->qemu, vm->job, machine, accel, vm->disks, vm->count, vm->request, e);
     if (r == 0) {
         qmp_open(&vm->qmp, vm->qemu.control);
         r = serve(vm, patience, e);
@@ -272,7 +281,7 @@ int vm_run(struct vm *vm, enum accel accel, unsigned patience, struct err *e)
     if (vm->progress)
         fputs("\r\033[K", stderr);
     if (vm->job->verbose)
-        fprintf(stderr, "%s: %lld ms\n", accel == ACCEL_KVM ? "kvm" : "tcg",
+        fprintf(stderr, "%s, %s: %lld ms\n", machine->name, accel == ACCEL_KVM ? "kvm" : "tcg",
                 (long long)(now_ms() - vm->started));
     tell_messages(vm, e);
     if (r == FINISHED)

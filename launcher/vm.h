@@ -13,7 +13,7 @@
 enum { MESSAGES_KEPT = 64 << 10 };
 
 struct vm {
-    const struct job *job;
+    struct job *job;
     struct disk *disks;
     unsigned count;
     int request; /* memfd */
@@ -33,6 +33,7 @@ struct vm {
 
 /* Runs the VM; a silence of `patience` seconds (0: any) ends it. 0: vm->event is the Outcome, and
  * QEMU has been told to die. -1: QEMU is dead. */
-int vm_run(struct vm *vm, enum accel accel, unsigned patience, struct err *e);
+int vm_run(struct vm *vm, const struct machine *machine, enum accel accel, unsigned patience,
+           struct err *e);
 
 #endif

@@ -134,6 +134,7 @@ def test_the_cage(fakes):
     for part in ("-M microvm,acpi=off", "-nodefaults", "-no-user-config", "-display none", "-m 128",
                  "-no-reboot", "-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny",
                  "locking=off", "werror=report,rerror=report", "bus=virtio-mmio-bus.0",
+                 "logical_block_size=512,physical_block_size=512",
                  "read-only=off", "-accel tcg"):
         assert part in line
     assert image.name not in line
@@ -320,6 +321,14 @@ def test_failure_after_a_grant_says_so(mode, status, fakes):
     assert image.read_bytes().startswith(before)
 
 
+def test_file_that_the_image_names(fakes):
+    """It is not opened, and nothing is taken to have been done."""
+    for mode, name in (("needs_a_file", "/etc/\\x1b[31mshadow"),
+                       ("needs_a_file_and_claims_success", "base")):
+        refused(fakes, mode, status=1, message="The image depends on the file '%s', and files that "
+                "an image names are not yet opened\n" % name)
+
+
 def test_shrink_needs_leave(fakes):
     image = fakes.image()
     result = fakes.run("shrinks", "resize", "--shrink", "disk.qcow2", "-1G")
@@ -337,16 +346,20 @@ def test_raw_that_was_guessed(fakes):
         "         Specify the 'raw' format explicitly to remove the restrictions.\n")
 
 
-def test_info_layout(fakes):
-    """The layout of qemu-img info."""
+@pytest.mark.parametrize("backing", ["base.img", "../base.img", "/nowhere/base.img", "a/b:c",
+                                     "nbd://host/disk"])
+@pytest.mark.parametrize("where", ["disk.qcow2", "./disk.qcow2", "sub/../disk.qcow2", "/"])
+def test_info_layout(where, backing, fakes):
+    """The layout of qemu-img info, and its rule for the path of a backing file."""
     image = fakes.tmp / "disk.qcow2"
-    base = fakes.tmp / "base.img"
-    base.write_bytes(b"")
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", "base.img", "-F", "raw", image,
-                    "20G"], check=True)
+    (fakes.tmp / "sub").mkdir()
+    subprocess.run(["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", "raw",
+                    image, "20G"], check=True)
+    name = str(image) if where == "/" else where
     for output in ("human", "json"):
-        result = fakes.run("info_qcow2", "info", "--output=" + output, "disk.qcow2")
-        ref = subprocess.run(["qemu-img", "info", "--output=" + output, "disk.qcow2"], check=True,
+        result = fakes.run("info_qcow2", "info", "--output=" + output, name,
+                           more={"FAKE_BACKING": backing})
+        ref = subprocess.run(["qemu-img", "info", "--output=" + output, name], check=True,
                              capture_output=True, cwd=fakes.tmp).stdout.decode()
         # Not ours: what later versions of qemu-img add, and facts that the fake does not tell.
         other = ("corrupt", "extended l2")
@@ -358,8 +371,7 @@ def test_info_layout(fakes):
             ours, theirs = json.loads(result.stdout), json.loads(ref)
             for key in ("corrupt", "extended-l2"):
                 del theirs["format-specific"]["data"][key]
-            for key in ("children", "full-backing-filename"):
-                theirs.pop(key, None)
+            theirs.pop("children", None)
             assert ours == theirs
 
 
@@ -417,6 +429,61 @@ def test_nothing_is_done_twice(fakes):
     result = fakes.run("writes_under_kvm", "resize", "disk.qcow2", "+1G", accel="auto")
     assert result.returncode == 4
     assert b"No growth had been granted, but the file may have been written to" in result.stderr
+    assert len(fakes.reports()) == 1
+
+
+# ---- the choice of a machine ----
+
+
+def machines(fakes):
+    """What was started, one after the other."""
+    return [" ".join(r["argv"][1:5]) for r in fakes.reports()]
+
+
+TRIMMED = {"microvm": "-M microvm,acpi=off,", "q35": "-M q35,smm=off,", "pc": "-M pc,smm=off,"}
+
+
+@pytest.mark.parametrize("mode, tried, plain", [
+    ("lacks_microvm", ["microvm", "q35"], []),
+    ("lacks_microvm_and_q35", ["microvm", "q35", "pc"], []),
+    ("lacks_microvm_and_qboot", ["microvm", "q35", "pc"], ["q35"]),
+    ("lacks_microvm_and_hpet", ["microvm", "q35", "pc"], ["q35"]),
+])
+def test_machine_that_is_lacking_is_replaced(mode, tried, plain, fakes):
+    fakes.image()
+    result = fakes.run(mode, "resize", "disk.qcow2", "+1G", more={"FAKE_RECORD": "1"})
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"Image resized.\n", b"")
+    seen = machines(fakes)
+    assert len(seen) == len(tried + plain)
+    assert all(s.startswith(TRIMMED[t]) for s, t in zip(seen, tried))
+    assert all("-bios qboot.rom" in s for s in seen[1:len(tried)])
+    assert all(s.startswith("-M %s -nodefaults" % p) for s, p in zip(seen[len(tried):], plain))
+    line = " ".join(fakes.reports()[-1]["argv"])
+    assert "-device virtio-blk-pci,disable-legacy=on,addr=4,drive=f0," in line
+    result = fakes.run(mode, "resize", "-v", "disk.qcow2", "+1G")
+    assert b"microvm failed, going on with q35: QEMU exited with status 1" in result.stderr
+
+
+def test_machine_that_was_named_is_not_replaced(fakes):
+    for machine, mode, count in (("microvm", "lacks_all", 1), ("q35", "lacks_all", 2),
+                                 ("pc", "lacks_microvm_and_qboot", 2)):
+        seen = len(fakes.reports())
+        fakes.image()
+        result = fakes.run(mode, "info", "disk.qcow2", "--machine=" + machine)
+        assert result.returncode == (0 if machine == "pc" else 4)
+        assert len(fakes.reports()) - seen == count
+
+
+def test_no_machine_at_all(fakes):
+    text = refused(fakes, "lacks_all")
+    assert text.count("unsupported machine type") == 1 and text.endswith(UNCHANGED)
+    assert len(fakes.reports()) == 5
+
+
+@pytest.mark.parametrize("mode", ["dies", "lacks_microvm_but_writes"])
+def test_other_failures_are_no_lack(mode, fakes):
+    fakes.image()
+    assert fakes.run(mode, "resize", "disk.qcow2", "+1G").returncode == 4
     assert len(fakes.reports()) == 1
 
 

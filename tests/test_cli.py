@@ -10,7 +10,6 @@ import os
 import pathlib
 import signal
 import socket
-import struct
 import subprocess
 import sys
 
@@ -18,7 +17,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "fakeqemu"))
 import launching  # noqa: E402
-from launching import run  # noqa: E402
+from launching import OFD_GETLK, OFD_SETLK, ofd, qemu_holds, run  # noqa: E402
 
 BAD_SIZE = ("instar-launch: Parameter 'size' expects a non-negative number below 2^64\n"
             "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
@@ -60,7 +59,7 @@ def requests(fakes, *args):
 
 def test_help():
     for words in (["--help"], ["-h"], ["resize", "--help"], ["resize", "-h"], ["info", "--help"],
-                  ["noop", "--help"], ["resize", "x", "1", "--he"]):
+                  ["noop", "--help"], ["decode", "-h"], ["resize", "x", "1", "--he"]):
         result = run(*words)
         text = result.stdout.decode()
         assert (result.returncode, result.stderr) == (0, b"")
@@ -69,7 +68,8 @@ def test_help():
         assert max(map(len, text.splitlines())) <= 100
     text = run("resize", "--help").stdout.decode()
     for option in ("--shrink", "--preallocation", "--format", "--quiet", "--output", "--accel",
-                   "--timeout", "--qemu", "--images", "--max-growth", "IMAGE [+|-]SIZE"):
+                   "--timeout", "--qemu", "--images", "--max-growth", "--dry-run", "--machine",
+                   "--logical-block-size", "--print-qemu", "--gdb", "IMAGE [+|-]SIZE"):
         assert option in text
     assert "INSTAR_QEMU" in run("--help").stdout.decode()
 
@@ -99,6 +99,11 @@ def test_version():
     (["resize", "--output=xml", "x", "1"],
      "--output must be used with human or json as argument.\n"),
     (["resize", "--accel=xen", "x", "1"], "--accel must be auto, kvm or tcg, not 'xen'\n"),
+    (["info", "--machine=isapc", "x"],
+     "--machine must be auto, microvm, q35 or pc, not 'isapc'\n"),
+    (["info", "--logical-block-size=1024", "x"],
+     "--logical-block-size must be 512 or 4096, not '1024'\n"),
+    (["resize", "--gdb", "x", "1"], "--gdb goes with --print-qemu" + TRY),
     (["resize", "--timeout=-1", "x", "1"],
      "Invalid timeout '-1': a number of seconds from 0 (never) to 1000000\n"),
     (["resize", "--timeout=1s", "x", "1"],
@@ -223,15 +228,11 @@ def test_raw(length, words, after, tmp_path):
     (["0"], POSITIVE), (["-1k"], POSITIVE), (["-1G"], POSITIVE), (["8E"], POSITIVE),
     (["+8E"], POSITIVE), (["18446744073709551615"], POSITIVE),
     (["+18446744073709551615"], POSITIVE),
-    (["1k", "--preallocation=full"],
-     "instar-launch: Preallocation can only be used for growing images\n"),
     (["512"], "instar-launch: Use the --shrink option to perform a shrink operation.\n"
      "instar-launch: warning: Shrinking an image will delete all data beyond the shrunken image's "
      "end. Before performing such an operation, make sure there is no important data there.\n"),
     (["9223372035781033985"],
      "instar-launch: offset(9223372035781033985) exceeds maximum(9223372035781033984)\n"),
-    (["2k", "--preallocation=full"],
-     "instar-launch: Preallocation is not yet supported\n"),
 ])
 def test_raw_refused(raw, words, message):
     before = launching.digest(raw)
@@ -379,14 +380,6 @@ def test_not_permitted(raw, tmp_path):
 # ---- locks ----
 
 
-OFD_SETLK, OFD_GETLK = 37, 36
-
-
-def ofd(fd, command, kind, byte):
-    lock = struct.pack("hhqqi4x", kind, os.SEEK_SET, byte, 1, 0)
-    return struct.unpack("hhqqi4x", fcntl.fcntl(fd, command, lock))[0]
-
-
 @pytest.mark.parametrize("byte, resize, info", [
     (100, None, None), (101, 'shared "write"', 'shared "write"'), (102, None, None),
     (103, 'shared "resize"', 'shared "resize"'), (200, '"consistent read"', '"consistent read"'),
@@ -433,11 +426,6 @@ def test_locked_by_qemu(tmp_path):
                 "Is another process using the image [%s]?\n" % (image, image))
         user.communicate(timeout=launching.TIMEOUT)
     assert launching.digest(image) == before
-
-
-def qemu_holds(image):
-    with open(image, "rb") as f:
-        return ofd(f, OFD_GETLK, fcntl.F_WRLCK, 201) != fcntl.F_UNLCK
 
 
 @pytest.mark.parametrize("words, taken, qemu", [

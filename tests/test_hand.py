@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""By hand: --print-qemu prints what works when it is pasted into a shell, and starts nothing; decode
-prints what came out of the serial port, whatever that is.
+"""By hand: --print-qemu prints what works when it is pasted into a shell, and starts nothing;
+decode prints what came out of the serial port, whatever that is.
 """
 import json
 import os
@@ -127,7 +127,8 @@ def test_nothing_is_started(tmp_path):
 
 @pytest.mark.parametrize("where, why", [
     ("a b", "short name without spaces"), ("a\nb", "short name"), ("x" * 100, "short name"),
-    ("", "No such file or directory"), ("no/such", "No such file or directory"), ("disk.qcow2", "Not a directory")])
+    ("", "No such file or directory"), ("no/such", "No such file or directory"),
+    ("disk.qcow2", "Not a directory")])
 def test_directories_that_will_not_do(where, why, tmp_path):
     create(tmp_path / "disk.qcow2", "1G")
     p = run(LAUNCH, "info", "disk.qcow2", "--print-qemu", where, cwd=tmp_path)
@@ -159,10 +160,14 @@ def every_event():
          {"need": {"epoch": 2, "lengths": [{"slot": 1, "length": 5}]}}),
         (event(fault=pb.Fault(vector=14, error_code=7, rip=1 << 63, text="a.c:1: x")),
          {"fault": {"vector": 14, "error_code": 7, "rip": 1 << 63, "cr2": 0, "text": "a.c:1: x"}}),
-        (event(outcome=pb.Outcome(error=pb.Error(code=12, what="no {name}", name=b"\xff\n", off=1))),
+        (event(outcome=pb.Outcome(error=pb.Error(code=12, what="no {name}", name=b"\xff\n",
+                                                 off=1))),
          {"outcome": {"error": {"code": "PARSE_FAILED", "what": "no {name}", "off": 1,
                                 "name": "\\xff\n"}}}),
-        (event(outcome=pb.Outcome(noop=pb.NoopResult(disks=2))), {"outcome": {"noop": {"disks": 2}}}),
+        (event(outcome=pb.Outcome(need_file=pb.NeedFile(name=b"b", format="raw", slot=1))),
+         {"outcome": {"need_file": {"name": "b", "format": "raw", "slot": 1}}}),
+        (event(outcome=pb.Outcome(noop=pb.NoopResult(disks=2))),
+         {"outcome": {"noop": {"disks": 2}}}),
         (event(outcome=pb.Outcome(resize=result)),
          {"outcome": {"resize": {
              "target_format": "qcow2", "action": "grow", "old_virtual_size": 1,
@@ -187,24 +192,26 @@ def test_decode_every_event():
     assert decode(b"") == (0, [], "")
 
 
+NO_FRAME = "The VM sent bytes that are no frame"
+
+
 def test_decode_garbage():
     good, shown = every_event()[0]
     n = len(good)
-    bad = bytearray(good)
-    bad[-1] ^= 1
+    bad = good[:-1] + bytes([good[-1] ^ 1])
     for data, reports in (
-            (b"SeaBIOS (version I)\r\n" + good, ["At offset 0: The VM sent bytes that are no frame"]),
-            (good + b"\0" * 99999 + good, ["At offset %d: The VM sent bytes that are no frame" % n]),
-            (good + bytes(bad) + good, ["At offset %d: The VM sent a frame with a wrong checksum" % n]),
-            (good + frame(b"", length=1 << 30), ["At offset %d: The VM sent a frame that is too long" % n]),
-            (good + frame(b"\xfa\x01\x00"), ["At offset %d: The VM sent a frame that holds no event of "
-                                             "the contract" % n]),
-            (good + good[:-1], ["At offset %d: The last frame is cut off" % n]),
-            (good + b"I", ["At offset %d: The last frame is cut off" % n]),
-            (b"x" + good + b"y" + good, ["At offset 0: The VM sent bytes that are no frame",
-                                         "At offset %d: The VM sent bytes that are no frame" % (n + 1)])):
+            (b"SeaBIOS (version I)\r\n" + good, [(0, NO_FRAME)]),
+            (good + b"\0" * 99999 + good, [(n, NO_FRAME)]),
+            (good + bad + good, [(n, "The VM sent a frame with a wrong checksum")]),
+            (good + frame(b"", length=1 << 30), [(n, "The VM sent a frame that is too long")]),
+            (good + frame(b"\xfa\x01\x00"),
+             [(n, "The VM sent a frame that holds no event of the contract")]),
+            (good + good[:-1], [(n, "The last frame is cut off")]),
+            (good + b"I", [(n, "The last frame is cut off")]),
+            (b"x" + good + b"y" + good, [(0, NO_FRAME), (n + 1, NO_FRAME)])):
         status, events, err = decode(data)
-        assert status == 1 and err == "instar-launch: " + "\n".join(reports) + "\n"
+        assert status == 1
+        assert err == "instar-launch: %s\n" % "\n".join("At offset %d: %s" % r for r in reports)
         assert events == [shown] * data.count(good)
     status, events, err = decode((b"x" + good) * 1000)
     assert len(events) == 1000 and len(err.splitlines()) == 21 and err.endswith("And so on.\n")

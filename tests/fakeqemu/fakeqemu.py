@@ -187,6 +187,123 @@ def resize_half_done(f):
     f.granted()
 
 
+PATCHES = [
+    {"kind": 0, "len": 262144, "why": "room"},
+    {"kind": 1, "off": 24, "len": 4, "data": b"\x00\x01\xfe\xff", "commit": True, "why": "size"},
+    {"kind": 1, "off": 1 << 50, "len": 1 << 20, "why": "too long to show", "epoch": 1},
+    {"kind": 2, "off": 65536, "len": 512, "may_unmap": True, "why": "tail"},
+    {"kind": 3, "off": 131072, "len": 65536, "from_off": 196608, "why": "moved"},
+    {"kind": 4, "off": 1, "len": 2, "why": "garbage"}, {"kind": 5, "off": 3, "len": 4, "why": "x"},
+    {"kind": 6, "why": "durable"},
+]
+
+
+def plans(f):
+    """What a guest does when Request.dry_run is set."""
+    for p in PATCHES:
+        f.send(patch=f.pb.Patch(**p))
+    f.done(file_size_after=262144)
+
+
+def plans_nothing(f):
+    f.done(action="noop")
+
+
+def plans_more_than_may_be(f):
+    f.send(patch=f.pb.Patch(**PATCHES[0]))
+    f.done(file_size_after=1 << 50)
+
+
+def plans_and_refuses(f):
+    f.send(patch=f.pb.Patch(**PATCHES[0]))
+    f.fail("INCONSISTENT", "half way")
+
+
+def plans_and_hangs(f):
+    f.send(patch=f.pb.Patch(**PATCHES[0]))
+    time.sleep(60)
+
+
+def plans_garbage(f):
+    f.send(patch=f.pb.Patch(**PATCHES[0]))
+    f.serial.sendall(b"nonsense")
+    time.sleep(60)
+
+
+def plans_strange_things(f):
+    f.send(patch=f.pb.Patch(kind=1, off=(1 << 64) - 1, len=(1 << 64) - 1, epoch=(1 << 32) - 1,
+                            data=b"\x1b" * 64, why="\x1b[2J\n\"", slot=9))
+    f.done()
+
+
+def plans_without_end(f):
+    data = frame(f.pb.Event(patch=f.pb.Patch(**PATCHES[1])).SerializeToString()) * 100
+    for _ in range(2000):
+        f.serial.sendall(data)
+    f.done()
+
+
+def unknown_kind_of_patch(f):
+    f.send(patch=f.pb.Patch(kind=7))
+    time.sleep(60)
+
+
+def needs_in_a_dry_run(f):
+    f.need(1, (0, f.request.disks[0].length + 65536))
+    f.granted()
+    f.done()
+
+
+def lacks(f, *machines):
+    """A QEMU without these machines, as it says so."""
+    name = f.argv[f.argv.index("-M") + 1].split(",")[0]
+    if name in machines:
+        sys.exit("qemu-system-x86_64: unsupported machine type\n"
+                 "Use -machine help to list supported machines")
+    if "-bios" in f.argv and "qboot" in machines:
+        sys.exit("qemu: could not load PC BIOS 'qboot.rom'")
+    if "hpet=off" in " ".join(f.argv) and "hpet" in machines:
+        sys.exit("qemu-system-x86_64: Property 'pc-q35-rhel9.2.0-machine.hpet' not found")
+    f.done()
+
+
+def lacks_microvm(f):
+    lacks(f, "microvm")
+
+
+def lacks_microvm_and_q35(f):
+    lacks(f, "microvm", "q35")
+
+
+def lacks_microvm_and_qboot(f):
+    if "microvm" in " ".join(f.argv):
+        sys.exit("qemu: could not load PC BIOS 'qboot.rom'")
+    lacks(f, "qboot")
+
+
+def lacks_microvm_and_hpet(f):
+    lacks(f, "microvm", "hpet")
+
+
+def lacks_all(f):
+    lacks(f, "microvm", "q35", "pc")
+
+
+def lacks_microvm_but_writes(f):
+    os.pwrite(f.disks[0], b"Q", 0)
+    lacks(f, "microvm")
+
+
+def needs_a_file(f):
+    pb = f.pb
+    f.send(outcome=pb.Outcome(need_file=pb.NeedFile(name=b"/etc/\x1b[31mshadow", format="raw")))
+
+
+def needs_a_file_and_claims_success(f):
+    pb = f.pb
+    f.send(outcome=pb.Outcome(need_file=pb.NeedFile(name=b"base"), resize=f.resize_result()))
+
+
 def takes_long(f):
     f.send(progress=f.pb.Progress(requests=1000))
     time.sleep(1.1)
@@ -462,7 +579,8 @@ def hostile_info(f):
 
 def info_qcow2(f):
     pb = f.pb
-    f.done(format="qcow2", virtual_size=20 << 30, cluster_size=65536, backing_name=b"base.img",
+    f.done(format="qcow2", virtual_size=20 << 30, cluster_size=65536,
+           backing_name=os.environ["FAKE_BACKING"].encode(),
            backing_format="raw",
            facts=[pb.Fact(key="compat", text="1.1"), pb.Fact(key="compression type", text="zlib"),
                   pb.Fact(key="lazy refcounts", flag=False),
@@ -484,4 +602,5 @@ def main():
     time.sleep(0.5)  # the launcher kills us sooner, if it has what it wants
 
 
-main()
+if __name__ == "__main__":
+    main()

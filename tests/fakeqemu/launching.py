@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
 """What the tests of the launcher share: running it, with a fake QEMU or without one."""
+import fcntl
 import hashlib
 import json
 import os
 import pathlib
 import signal
+import struct
 import subprocess
 import time
 
@@ -98,3 +100,20 @@ def digest(path):
 def interrupt(process, sig=signal.SIGINT):
     process.send_signal(sig)
     return process.communicate(timeout=TIMEOUT)
+
+
+# ---- locks ----
+
+OFD_SETLK, OFD_GETLK = 37, 36
+
+
+def ofd(fd, command, kind, byte):
+    """Sets a lock on a byte, or says what kind of lock would be in the way."""
+    lock = struct.pack("hhqqi4x", kind, os.SEEK_SET, byte, 1, 0)
+    return struct.unpack("hhqqi4x", fcntl.fcntl(fd, command, lock))[0]
+
+
+def qemu_holds(image):
+    """Some QEMU has the image open for writing. Only a look: a lock would be in its way."""
+    with open(image, "rb") as f:
+        return ofd(f, OFD_GETLK, fcntl.F_WRLCK, 201) != fcntl.F_UNLCK

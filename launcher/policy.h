@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The path policy: which files that an image names may be opened. Roots are the directory of the
+ * image that the user named and each --backing-dir, for every link of a chain. A relative name
+ * belongs to the directory of the file that holds it; an absolute one must lie beneath a root. It is
+ * opened relative to that root and may not leave it, by `..` or by a link. Protocols and json: are
+ * never followed. A refusal reveals nothing about what lies outside.
+ */
+#ifndef LAUNCHER_POLICY_H
+#define LAUNCHER_POLICY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/stat.h>
+
+#include "err.h"
+
+enum { POLICY_DIRS = 16 };
+
+struct policy {
+    const char *dirs[POLICY_DIRS]; /* --backing-dir, as the user typed them */
+    unsigned count;
+    bool forbidden; /* --no-backing */
+};
+
+/* Opens what the file `holder` names: `name`, `len` bytes from inside an image. `image` is the file
+ * that the user named; `holder` is a path that policy_open() made, or `image` itself. Read-only.
+ * Returns the descriptor, and its path in *path, which the caller frees; -1: POLICY_REFUSED, or the
+ * file cannot be opened. */
+int policy_open(const struct policy *p, const char *image, const char *holder, const void *name,
+                size_t len, char **path, struct err *e);
+
+#endif

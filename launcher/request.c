@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Encoded by nanopb; the guest gets the bytes as a multiboot module.
+ */
+#include "request.h"
+
+#include <errno.h>
+#include <pb_encode.h>
+#include <string.h>
+#include <unistd.h>
+
+int request_write(struct job *job, const struct disk *disks, unsigned count, int fd, struct err *e)
+{
+    uint8_t bytes[instar_Request_size];
+    pb_ostream_t to = pb_ostream_from_buffer(bytes, sizeof bytes);
+    for (unsigned i = 0; i < count; i++) {
+        job->request.disks[i].length = disks[i].length;
+        job->request.disks[i].writable = disks[i].writable;
+    }
+    if (!pb_encode(&to, instar_Request_fields, &job->request) ||
+        write(fd, bytes, to.bytes_written) != (ssize_t)to.bytes_written)
+        return err_set(e, instar_Code_NO_QEMU, "Could not write the request: %s", strerror(errno));
+    return 0;
+}
