@@ -10,7 +10,7 @@ PLANNERS := plan check apply copy raw qcow2 qcow2_grow qcow2_shrink qcow2_fill q
             qcow2_drop qcow2_refcount
 KERNEL   := start memory trap serial virtio virtio_mmio virtio_pci virtio_blk lib
 OPSBASE  := main disks report newsize
-LAUNCHER := main commands options size err codes text json paths disks locks growth request raw \
+LAUNCHER := main chain policy commands options size err codes text json paths disks locks growth request raw \
         machines cmdline qemu qmp frames vm run outcome plan print hand decode
 TESTS    := $(basename $(notdir $(wildcard tests/test_*.c)))
 GUESTS   := $(basename $(notdir $(wildcard tests/guest/*.c)))

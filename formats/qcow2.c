@@ -341,6 +341,7 @@ static int measure_snapshots(struct image *img, struct err *e)
                     : 0;
         if (rc)
             return rc;
+        q->tables_end = max_u64(q->tables_end, l1_len ? l1_off + l1_len : 0);
     }
     q->snapshots_size = size;
     return 0;
@@ -357,6 +358,7 @@ static int check_placement(struct image *img, struct err *e)
     for (int i = 1; i < NAMED_TABLES; i++) {
         if (t[i].len && (t[i].off % cluster(q) || !inside_file(img, t[i].off, t[i].len)))
             return FAIL(e, ERR_OVERLAY_CORRUPT, t[i].outside, t[i].off, t[i].len);
+        q->tables_end = max_u64(q->tables_end, t[i].len ? t[i].off + t[i].len : 0);
         for (int j = 0; j < i; j++)
             if (ranges_overlap(t[i].off, round_up(t[i].len, cluster(q)), t[j].off,
                                round_up(t[j].len, cluster(q))))

@@ -88,6 +88,7 @@ struct qcow2 {
     u64 data_file_offset;
     u32 data_file_size;
     u64 snapshots_size; /* bytes of the snapshot table */
+    u64 tables_end;     /* where the last table ends that the header or a snapshot names */
     /* derived */
     u32 l2_bits; /* log2 of the entries of an L2 table */
     u32 l2_entry_size; /* 8, or 16 with extended L2 */

@@ -8,6 +8,7 @@
 #include "err.h"
 #include "json.h"
 #include "machines.h"
+#include "policy.h"
 
 #include <stdbool.h>
 #include <stdio.h>
@@ -29,6 +30,7 @@ struct job {
     unsigned sector;  /* --logical-block-size; 0: as the disk has it */
     const char *hand; /* --print-qemu: the directory, or NULL */
     bool gdb;
+    struct policy policy; /* for names that an image holds */
     unsigned timeout; /* seconds without a frame; 0: for ever */
     const char *qemu, *images;
     bool limited; /* --max-growth was given */

@@ -117,6 +117,8 @@ static void show_resize(struct json *j, const instar_ResizeResult *r)
     json_number(j, "file_size_after", r->file_size_after);
     number(j, "error", r->error);
     json_flag(j, "probed", r->probed);
+    if (r->more)
+        json_flag(j, "more", true);
     json_close(j, '}');
 }
 

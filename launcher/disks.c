@@ -49,6 +49,18 @@ static int measure(struct disk *d, unsigned sector, struct err *e)
     return 0;
 }
 
+static int lock_and_measure(struct disk *d, unsigned sector, struct err *e)
+{
+    if (fstat(d->fd, &d->before) < 0)
+        return cannot_open(d, errno, e);
+    if (!right_kind(d->before.st_mode))
+        return wrong_kind(d, e);
+    if (locks_take(d->fd, d->name, d->writable, e) < 0)
+        return -1;
+    /* The length, and the times that disk_state() compares, hold from the lock on. */
+    return fstat(d->fd, &d->before) < 0 ? cannot_open(d, errno, e) : measure(d, sector, e);
+}
+
 int disk_open(struct disk *d, const char *name, bool writable, unsigned sector, struct err *e)
 {
     *d = (struct disk){.name = name, .fd = -1, .writable = writable};
@@ -58,14 +70,13 @@ int disk_open(struct disk *d, const char *name, bool writable, unsigned sector, 
         return wrong_kind(d, e);
     int flags = (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
     d->fd = open(name, flags);
-    if (d->fd < 0 || fstat(d->fd, &d->before) < 0)
-        return cannot_open(d, errno, e);
-    if (!right_kind(d->before.st_mode))
-        return wrong_kind(d, e);
-    if (locks_take(d->fd, name, writable, e) < 0)
-        return -1;
-    /* The length, and the times that disk_state() compares, hold from the lock on. */
-    return fstat(d->fd, &d->before) < 0 ? cannot_open(d, errno, e) : measure(d, sector, e);
+    return d->fd < 0 ? cannot_open(d, errno, e) : lock_and_measure(d, sector, e);
+}
+
+int disk_adopt(struct disk *d, const char *name, int fd, unsigned sector, struct err *e)
+{
+    *d = (struct disk){.name = name, .fd = fd};
+    return lock_and_measure(d, sector, e);
 }
 
 uint64_t disk_sectors(const struct disk *d, uint64_t length)

@@ -13,7 +13,8 @@
 #include <sys/stat.h>
 
 struct disk {
-    const char *name; /* as the user typed it */
+    const char *name;   /* as the user typed it; a backing file's: where it was found */
+    const char *format; /* what the image above says it is, or NULL */
     int fd;
     bool writable, device; /* a block device has a fixed length */
     unsigned sector;       /* the logical block size that the VM sees */
@@ -26,6 +27,9 @@ struct disk {
 /* Opens and locks; a regular file or a block device, nothing else. `sector`: the logical block
  * size; 0: a device's own, 512 for a file. */
 int disk_open(struct disk *d, const char *name, bool writable, unsigned sector, struct err *e);
+
+/* The same for a file that is open already, read-only: one that an image names. */
+int disk_adopt(struct disk *d, const char *name, int fd, unsigned sector, struct err *e);
 
 /* The length of the device that QEMU makes of a file of `length` bytes: whole sectors. */
 uint64_t disk_sectors(const struct disk *d, uint64_t length);

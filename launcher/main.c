@@ -6,14 +6,13 @@
  *
  * Reading order: main.c, commands.h, run.c, vm.c, qemu.c, frames.c; then the small ones.
  */
+#include "chain.h"
 #include "codes.h"
 #include "commands.h"
 #include "disks.h"
 #include "hand.h"
-#include "locks.h"
 #include "print.h"
 #include "raw.h"
-#include "run.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -32,11 +31,12 @@ static void keep_standard_descriptors(void)
 }
 
 /* Everything between taking the locks and giving them up. */
-static int work(struct job *job, struct disk *d, unsigned count, instar_Outcome *out, struct err *e)
+static int work(struct job *job, struct chain *c, instar_Outcome *out, struct err *e)
 {
+    const struct disk *d = &c->disks[0];
     if (job->hand)
-        return hand_print(job, d, count, e);
-    int r = raw_applies(job) ? raw_resize(job, d, out, e) : run(job, d, count, out, e);
+        return hand_print(job, c->disks, c->count, e);
+    int r = raw_applies(job) ? raw_resize(job, d, out, e) : chain_run(job, c, out, e);
     if (r < 0)
         return r;
     print_raw_warning(job, out);
@@ -46,18 +46,16 @@ static int work(struct job *job, struct disk *d, unsigned count, instar_Outcome 
 static int do_job(struct job *job, struct err *e)
 {
     static instar_Outcome out;
-    struct disk d = {.fd = -1};
-    unsigned count = job->image != NULL;
+    struct chain c = {.count = job->image != NULL};
     bool writable = job->command->writes && !job->request.dry_run;
     if (!job->command->image)
         return job->command->host(e);
-    if (count && disk_open(&d, job->image, writable, job->sector, e) < 0)
+    if (c.count && disk_open(&c.disks[0], job->image, writable, job->sector, e) < 0)
         return -1;
-    int r = work(job, &d, count, &out, e);
-    if (count)
-        locks_drop(d.fd);
+    int r = work(job, &c, &out, e);
+    chain_close(&c);
     if (r == 0 && !job->hand)
-        (job->json ? job->command->json : job->command->print)(job, &d, &out);
+        (job->json ? job->command->json : job->command->print)(job, &c.disks[0], &out);
     return r;
 }
 

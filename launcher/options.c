@@ -34,6 +34,8 @@ enum {
     OPT_BLOCK_SIZE,
     OPT_PRINT_QEMU,
     OPT_GDB,
+    OPT_BACKING_DIR,
+    OPT_NO_BACKING,
 };
 
 /* Of every verb that runs a VM. */
@@ -61,6 +63,8 @@ const struct option_row resize_options[] = {
     {OPT_SHRINK, "shrink", NULL, "allow the image to become smaller, which loses data"},
     {OPT_PREALLOCATION, "preallocation", "off|metadata|falloc|full", "of what the file gains"},
     {OPT_MAX_GROWTH, "max-growth", "SIZE", "let the file grow by at most SIZE on the host"},
+    {OPT_BACKING_DIR, "backing-dir", "DIR", "backing files may lie below DIR too (repeatable)"},
+    {OPT_NO_BACKING, "no-backing", NULL, "open no file that the image names"},
     {'q', "quiet", NULL, "do not print \"Image resized.\""},
     {0},
 };
@@ -130,6 +134,15 @@ static int take_timeout(struct job *job, const char *value, struct err *e)
                        "Invalid timeout '%s': a number of seconds from 0 (never) to 1000000",
                        value);
     job->timeout = (unsigned)seconds;
+    return 0;
+}
+
+static int take_backing_dir(struct policy *p, const char *dir, struct err *e)
+{
+    if (p->count == POLICY_DIRS)
+        return err_set(e, instar_Code_INVALID_OPTION, "--backing-dir can be given %d times",
+                       POLICY_DIRS);
+    p->dirs[p->count++] = dir;
     return 0;
 }
 
@@ -205,6 +218,11 @@ static int take_option(struct job *job, int id, const char *value, struct err *e
         return 0;
     case OPT_GDB:
         job->gdb = true;
+        return 0;
+    case OPT_BACKING_DIR:
+        return take_backing_dir(&job->policy, value, e);
+    case OPT_NO_BACKING:
+        job->policy.forbidden = true;
         return 0;
     case OPT_DRY_RUN:
         job->request.dry_run = true;

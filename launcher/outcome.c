@@ -65,17 +65,6 @@ int outcome_error(const instar_Error *error, const struct job *job, struct err *
     return -1;
 }
 
-/* Nothing has been done: the operation depends on a file that the image names. */
-static int need_file(const instar_NeedFile *need, struct err *e)
-{
-    char *name = text_safe_copy(need->name.bytes, need->name.size);
-    err_set(e, instar_Code_UNSUPPORTED_FEATURE,
-            "The image depends on the file '%s', and files that an image names are not yet opened",
-            name);
-    free(name);
-    return -1;
-}
-
 /* The length that the file is to get: never more than was granted, never less than it had unless
  * the user allowed to shrink. In a dry run nothing is granted, and nothing done. */
 static bool plausible(const instar_ResizeResult *r, const struct job *job, const struct disk *d)
@@ -100,8 +89,8 @@ int outcome_check(const instar_Outcome *out, const struct job *job, const struct
                    "request and result");
     if (out->has_error && out->error.code != instar_Code_OK)
         return outcome_error(&out->error, job, e);
-    if (out->has_need_file)
-        return need_file(&out->need_file, e);
+    if (out->has_need_file && disks[0].granted == 0)
+        return 0; /* nothing has been done yet: chain.c attaches the file */
     if (out->which_result != job->request.which_op ||
         (out->which_result == instar_Outcome_resize_tag &&
          !plausible(&out->result.resize, job, &disks[0])))

@@ -8,7 +8,7 @@
 #include "commands.h"
 #include "disks.h"
 
-/* 0: the operation was done, and each number that the launcher acts on lies within what was
+/* 0: the operation was done, or waits for a file that the image names (need_file), and each number that the launcher acts on lies within what was
  * granted. -1: the guest's own error, put into words, or PROTOCOL. */
 int outcome_check(const instar_Outcome *out, const struct job *job, const struct disk *disks,
                   struct err *e);

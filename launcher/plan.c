@@ -88,6 +88,8 @@ void plan_print(const struct job *job, const instar_Outcome *out)
     size("virtual size:", r->old_virtual_size, r->resolved_new_virtual_size);
     size("file length:", r->file_size_before, r->file_size_after);
     printf("%-14s%llu\n", "patches:", (unsigned long long)job->patches);
+    if (r->more)
+        puts("More epochs follow; they depend on what this one writes, and are not shown.");
     puts("Dry run: nothing was written.");
 }
 

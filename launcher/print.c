@@ -42,6 +42,7 @@ void json_resize(struct job *job, const struct disk *d, const instar_Outcome *ou
     (void)d;
     if (job->request.dry_run) {
         plan_json_end(job);
+        json_flag(j, "more", r->more);
     } else {
         json_open(j, NULL, '{');
         json_text(j, "filename", job->image);

@@ -6,16 +6,21 @@
 
 #include <errno.h>
 #include <pb_encode.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
 int request_write(struct job *job, const struct disk *disks, unsigned count, int fd, struct err *e)
 {
     uint8_t bytes[instar_Request_size];
+    job->request.disks_count = (pb_size_t)count;
     pb_ostream_t to = pb_ostream_from_buffer(bytes, sizeof bytes);
     for (unsigned i = 0; i < count; i++) {
         job->request.disks[i].length = disks[i].length;
         job->request.disks[i].writable = disks[i].writable;
+        if (disks[i].format)
+            snprintf(job->request.disks[i].format, sizeof job->request.disks[i].format, "%s",
+                     disks[i].format);
     }
     if (!pb_encode(&to, instar_Request_fields, &job->request) ||
         write(fd, bytes, to.bytes_written) != (ssize_t)to.bytes_written)

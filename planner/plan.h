@@ -76,7 +76,7 @@ struct resize_args {
     size_t work_len;
 };
 
-enum { PLAN_WORK = 17 << 20 };
+enum { PLAN_WORK = 25 << 20 };
 
 /* A step function: each call emits one epoch, a bounded run of patches that ends at a barrier and
  * leaves a consistent image. A NULL member is UNSUPPORTED_FORMAT, raised by plan.c alone. */

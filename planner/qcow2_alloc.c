@@ -117,7 +117,7 @@ static int check_blocks(struct image *img, const struct cluster_run *run, unsign
                             "Clusters in use are not counted (refcount block {off} is missing); "
                             "run 'qemu-img check -r all' on the image",
                             i, 0);
-            if (!count)
+            if (count != 1)
                 return FAIL(e, ERR_INCONSISTENT,
                             "Refcount block at {val} is not covered by the refcount structures; "
                             "run 'qemu-img check -r all' on the image",

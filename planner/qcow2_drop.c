@@ -5,11 +5,14 @@
  */
 #include "qcow2_drop.h"
 
-void qcow2_drop_init(struct qcow2_drop *d, void *mem, size_t len)
+void qcow2_drop_init(const struct image *img, struct qcow2_drop *d, void *mem, size_t len)
 {
-    assert(len >= QCOW2_DROP_CHUNK + (4 << 20));
-    *d = (struct qcow2_drop){.buf = mem, .cap = (len - QCOW2_DROP_CHUNK) / 16};
-    d->idx = (u64 *)(void *)(d->buf + QCOW2_DROP_CHUNK);
+    const struct qcow2 *q = &img->u.qcow2;
+    u64 blocks = (u64)q->refcount_table_clusters << (q->cluster_bits - 3);
+    assert(len >= QCOW2_DROP_CHUNK + QCOW2_MAX_REFTABLE_BYTES + (4 << 20));
+    *d = (struct qcow2_drop){.buf = mem, .cap = (len - QCOW2_DROP_CHUNK - blocks * 8) / 16};
+    d->spared = (u64 *)(void *)(d->buf + QCOW2_DROP_CHUNK);
+    d->idx = d->spared + blocks;
     d->tmp = d->idx + d->cap;
 }
 
@@ -42,25 +45,61 @@ void qcow2_drop_entry(struct image *img, struct qcow2_drop *d, u64 entry)
         qcow2_drop_add(d, (off >> q->cluster_bits) + i);
 }
 
-static void sort(struct qcow2_drop *d)
+/* Sorts a[0..cnt) with the help of tmp; returns whichever of the two holds the result. */
+static u64 *sort(u64 *a, u64 *tmp, u64 cnt)
 {
     u64 max = 0;
-    for (u64 i = 0; i < d->cnt; i++)
-        max = max_u64(max, d->idx[i]);
+    for (u64 i = 0; i < cnt; i++)
+        max = max_u64(max, a[i]);
     for (u32 shift = 0; shift < 64 && max >> shift; shift += 8) {
-        u64 at[256] = {0}, sum = 0, *swap = d->tmp;
-        for (u64 i = 0; i < d->cnt; i++)
-            at[d->idx[i] >> shift & 255]++;
+        u64 at[256] = {0}, sum = 0, *swap = tmp;
+        for (u64 i = 0; i < cnt; i++)
+            at[a[i] >> shift & 255]++;
         for (int b = 0; b < 256; b++) {
             u64 n = at[b];
             at[b] = sum;
             sum += n;
         }
-        for (u64 i = 0; i < d->cnt; i++)
-            d->tmp[at[d->idx[i] >> shift & 255]++] = d->idx[i];
-        d->tmp = d->idx;
-        d->idx = swap;
+        for (u64 i = 0; i < cnt; i++)
+            tmp[at[a[i] >> shift & 255]++] = a[i];
+        tmp = a;
+        a = swap;
     }
+    return a;
+}
+
+int qcow2_drop_spare_blocks(struct image *img, struct qcow2_drop *d, struct err *e)
+{
+    const struct qcow2 *q = &img->u.qcow2;
+    u64 entries = (u64)q->refcount_table_clusters << (q->cluster_bits - 3), n = 0;
+    for (u64 i = 0; i < entries; i++) {
+        u64 off;
+        int rc = qcow2_refblock(img, i, &off, e);
+        if (rc)
+            return rc;
+        if (off)
+            d->spared[n++] = off >> q->cluster_bits;
+    }
+    u64 *sorted = sort(d->spared, d->tmp, n);
+    if (sorted != d->spared)
+        memcpy(d->spared, sorted, n * 8);
+    d->spared_cnt = n;
+    return 0;
+}
+
+/* Sorts the list, without what is spared. */
+static void prepare(struct qcow2_drop *d)
+{
+    u64 *sorted = sort(d->idx, d->tmp, d->cnt), n = 0, s = 0;
+    d->tmp = sorted == d->idx ? d->tmp : d->idx;
+    d->idx = sorted;
+    for (u64 i = 0; i < d->cnt; i++) {
+        while (s < d->spared_cnt && d->spared[s] < d->idx[i])
+            s++;
+        if (s == d->spared_cnt || d->spared[s] != d->idx[i])
+            d->idx[n++] = d->idx[i];
+    }
+    d->cnt = n;
 }
 
 /* Lowers the counts of idx[i..j), whose entries lie in the `len` bytes of d->buf from entry `base`
@@ -86,7 +125,7 @@ int qcow2_drop_emit(struct image *img, struct qcow2_drop *d, struct sink *s, con
     const struct qcow2 *q = &img->u.qcow2;
     u32 order = q->refcount_order, bits = qcow2_refblock_bits(q);
     u64 per = min_u64(QCOW2_DROP_CHUNK, img->unit) * 8 >> order;
-    sort(d);
+    prepare(d);
     d->freed = 0;
     for (u64 i = 0, j; i < d->cnt; i = j) {
         u64 off, base = round_down(d->idx[i], per);

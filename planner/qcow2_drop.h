@@ -19,10 +19,13 @@ struct qcow2_drop {
     u64 cnt, cap;
     u64 freed; /* after qcow2_drop_emit(): idx[0..freed) have no reference left, ascending */
     u8 *buf;   /* QCOW2_DROP_CHUNK bytes */
+    u64 *spared, spared_cnt; /* refcount blocks, by cluster index, ascending */
 };
 
-/* An empty list in the caller's memory. */
-void qcow2_drop_init(struct qcow2_drop *d, void *mem, size_t len);
+/* An empty list in the caller's memory, `len` bytes: PLAN_WORK. */
+void qcow2_drop_init(const struct image *img, struct qcow2_drop *d, void *mem, size_t len);
+/* From now on no reference to a refcount block is dropped, whatever an L2 entry says: it leaks. */
+int qcow2_drop_spare_blocks(struct image *img, struct qcow2_drop *d, struct err *e);
 /* Is there room for one more L2 entry's references? */
 bool qcow2_drop_room(const struct qcow2_drop *d);
 /* Lists one cluster. */

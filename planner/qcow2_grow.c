@@ -142,9 +142,12 @@ static int new_l1(struct grow *g, struct err *e)
     u64 used = qcow2_l1_entries(g->q, g->img->size), to = g->plan.alloc.payload.first * g->cluster;
     u64 keep = g->tail.copy_l2 ? used - 1 : used;
     u8 entry[8];
-    int rc = keep ? plan_copy(g->s, to, g->q->l1_table_offset, keep * 8,
-                              "the L1 table, at its new place", e)
-                  : 0;
+    int rc = 0;
+    for (u64 i = 0, l2; !rc && i < used; i++) /* no entry may name what becomes free, or is new */
+        rc = qcow2_l1_get(g->img, i, &l2, e);
+    if (!rc && keep)
+        rc = plan_copy(g->s, to, g->q->l1_table_offset, keep * 8,
+                       "the L1 table, at its new place", e);
     put_be64(entry, g->tail.new_l2 | QCOW2_COPIED);
     return rc || keep == used
                ? rc
@@ -194,12 +197,12 @@ static int commit(struct grow *g, u64 size, struct err *e)
               : g->plan.l1_size > q->l1_size ? QH_L1_TABLE_OFFSET
                                              : QH_CRYPT_METHOD;
     put_be64(field, size);
-    put_be32(field + QH_CRYPT_METHOD - QH_SIZE, q->crypt_method);
-    put_be32(field + QH_L1_SIZE - QH_SIZE, g->plan.l1_size);
-    put_be64(field + QH_L1_TABLE_OFFSET - QH_SIZE,
+    put_be32(&field[QH_CRYPT_METHOD - QH_SIZE], q->crypt_method);
+    put_be32(&field[QH_L1_SIZE - QH_SIZE], g->plan.l1_size);
+    put_be64(&field[QH_L1_TABLE_OFFSET - QH_SIZE],
              l1_moves ? a->payload.first * g->cluster : q->l1_table_offset);
-    put_be64(field + QH_REFCOUNT_TABLE_OFFSET - QH_SIZE, a->reftable.first * g->cluster);
-    put_be32(field + QH_REFCOUNT_TABLE_CLUSTERS - QH_SIZE, (u32)a->reftable.cnt);
+    put_be64(&field[QH_REFCOUNT_TABLE_OFFSET - QH_SIZE], a->reftable.first * g->cluster);
+    put_be32(&field[QH_REFCOUNT_TABLE_CLUSTERS - QH_SIZE], (u32)a->reftable.cnt);
     int rc = plan_commit(g->s, QH_SIZE, field, end - QH_SIZE,
                          "the new size, and the tables that serve it", e);
     return rc ? rc : plan_barrier(g->s, "the new size is durable", e);

@@ -85,7 +85,7 @@ static int check_reftable(struct image *img, struct err *e)
         int rc = qcow2_refblock(img, i, &off, e);
         if (rc || (off && (rc = qcow2_refcount_get(img, off >> q->cluster_bits, &count, e))))
             return rc;
-        if (!count)
+        if (count != 1)
             return FAIL(e, ERR_INCONSISTENT,
                         "Refcount block at {val} is not covered by the refcount structures; run "
                         "'qemu-img check -r all' on the image",
@@ -107,13 +107,13 @@ static int commit(struct shrink *k, const struct qcow2_tail *t, struct err *e)
     u8 field[QH_L1_TABLE_OFFSET - QH_SIZE];
     u64 used = qcow2_l1_entries(k->q, k->new_size);
     put_be64(field, k->new_size);
-    put_be32(field + QH_CRYPT_METHOD - QH_SIZE, k->q->crypt_method);
-    put_be32(field + QH_L1_SIZE - QH_SIZE, (u32)used);
+    put_be32(&field[QH_CRYPT_METHOD - QH_SIZE], k->q->crypt_method);
+    put_be32(&field[QH_L1_SIZE - QH_SIZE], (u32)used);
     k->v[V_PHASE] = PHASE_STREAM;
     k->v[V_OLD_L1_SIZE] = k->q->l1_size;
     k->v[V_L1_IDX] = used;
-    int rc = check_reftable(k->img, e);
-    if (rc || (rc = list_stale(k, t, e)) || (rc = whole_clusters(k, e)) ||
+    int rc = list_stale(k, t, e);
+    if (rc || (rc = whole_clusters(k, e)) ||
         (rc = plan_commit(k->s, QH_SIZE, field, sizeof field,
                           "the new size, and the shorter L1 table", e)) ||
         (rc = plan_barrier(k->s, "the new size is durable", e)) ||
@@ -202,14 +202,11 @@ static int look_at_block(struct image *img, u64 block, u64 off, bool *empty, u64
     return 0;
 }
 
-/* Where the file may end: behind the last cluster that is counted and the header's own tables. */
+/* Where the file may end: behind the last cluster that is counted, and every table that is named. */
 static int cut(struct shrink *k, u64 last, struct err *e)
 {
     const struct qcow2 *q = k->q;
-    u64 end = (last + 1) << q->cluster_bits;
-    end = max_u64(end, round_up(q->l1_table_offset + q->l1_size * 8ull, k->img->unit));
-    end = max_u64(end, q->refcount_table_offset +
-                           ((u64)q->refcount_table_clusters << q->cluster_bits));
+    u64 end = max_u64((last + 1) << q->cluster_bits, round_up(q->tables_end, k->img->unit));
     int rc = end < k->img->file[0]->size ? plan_length(k->s, end, "what follows is free", e) : 0;
     return rc ? rc : plan_barrier(k->s, "done", e);
 }
@@ -242,6 +239,7 @@ static int blocks(struct shrink *k, struct plan_state *state, struct err *e)
             return rc;
     }
     state->more = k->drop.cnt || self.freed;
+    k->drop.spared_cnt = 0; /* here it is blocks that go */
     if (!state->more)
         return cut(k, last, e);
     int rc = plan_barrier(k->s, "empty refcount blocks are unlinked", e);
@@ -261,14 +259,16 @@ int qcow2_plan_shrink(struct image *img, const struct resize_args *a, struct pla
 {
     struct shrink k = {img, &img->u.qcow2, s, state->v, a->new_size};
     struct qcow2_tail tail = {.size = a->new_size, .whole = true};
-    qcow2_drop_init(&k.drop, a->work, a->work_len);
+    qcow2_drop_init(img, &k.drop, a->work, a->work_len);
     state->more = true;
+    int rc = qcow2_drop_spare_blocks(img, &k.drop, e);
+    if (rc)
+        return rc;
     if (state->v[V_PHASE] == PHASE_STREAM)
         return stream(&k, e);
     if (state->v[V_PHASE] == PHASE_BLOCKS)
         return blocks(&k, state, e);
-    int rc = qcow2_tail_look(img, &tail, e);
-    if (rc)
+    if ((rc = check_reftable(img, e)) || (rc = qcow2_tail_look(img, &tail, e)))
         return rc;
     return qcow2_tail_clusters(&tail) ? unshare(&k, &tail, e) : commit(&k, &tail, e);
 }

@@ -72,6 +72,36 @@ static int count_of(struct image *img, u64 off, u64 *count, struct err *e)
                           : rc;
 }
 
+/* A COPIED flag says the same as the count, or one of them is wrong. Without snapshots either way
+ * nobody else looks. */
+static int check_copied(const struct image *img, u64 off, u64 count, bool copied, struct err *e)
+{
+    return img->u.qcow2.nb_snapshots && copied != (count == 1)
+               ? FAIL(e, ERR_INCONSISTENT,
+                      "The cluster at {val} is shared or not, depending on whom one asks; run "
+                      "'qemu-img check -r all' on the image",
+                      off, off)
+               : 0;
+}
+
+/* Refuses if [first, first+cnt) or the L2 table is a refcount block: it would be overwritten. */
+static int check_no_block(struct image *img, const struct qcow2_tail *t, u64 first, u64 cnt,
+                          struct err *e)
+{
+    const struct qcow2 *q = &img->u.qcow2;
+    u64 entries = (u64)q->refcount_table_clusters << (q->cluster_bits - 3);
+    for (u64 i = 0; i < entries; i++) {
+        u64 off;
+        int rc = qcow2_refblock(img, i, &off, e);
+        if (rc)
+            return rc;
+        if (off && (off == t->l2 || (off >> q->cluster_bits) - first < cnt))
+            return FAIL(e, ERR_OVERLAY_CORRUPT,
+                        "The refcount block at {val} is mapped as something else", i, off);
+    }
+    return 0;
+}
+
 /* In place, or by a copy? */
 static int decide(struct image *img, struct qcow2_tail *t, struct err *e)
 {
@@ -85,17 +115,24 @@ static int decide(struct image *img, struct qcow2_tail *t, struct err *e)
                     "rest needs the key (for a shrink, choose a multiple of {val})",
                     t->size, img->unit);
     int rc = count_of(img, t->l2, &l2_count, e);
-    if (!rc && t->zero && !(rc = count_of(img, data, &count, e)))
+    if (!rc)
+        rc = check_copied(img, t->l2, l2_count, t->l2_copied, e);
+    if (!rc && t->zero && !(rc = count_of(img, data, &count, e)) &&
+        !(rc = check_copied(img, data, count, t->entry & QCOW2_COPIED, e)))
         t->copy_data = l2_count > 1 || count > 1;
     t->copy_l2 = l2_count > 1;
+    u64 from = 0, cnt = 0; /* the last cluster, if it is written or given back */
     if (!rc && (t->zero || t->copy_data)) {
-        u64 first = (t->zero ? data : t->packed.off) >> q->cluster_bits;
-        u64 last = t->zero ? first : (t->packed.off + t->packed.packed_len - 1) >> q->cluster_bits;
-        rc = qcow2_check_table(img, first << q->cluster_bits, (last - first + 1) * img->unit,
+        u64 end = t->zero ? data + img->unit : t->packed.off + t->packed.packed_len;
+        from = (t->zero ? data : t->packed.off) >> q->cluster_bits;
+        cnt = div_up(end, img->unit) - from;
+        rc = qcow2_check_table(img, from << q->cluster_bits, cnt * img->unit,
                                "The last cluster, at {val}, is misplaced", e);
         if (t->copy_data)
-            t->free[t->frees++] = (struct cluster_run){first, last - first + 1};
+            t->free[t->frees++] = (struct cluster_run){from, cnt};
     }
+    if (!rc)
+        rc = check_no_block(img, t, from, cnt, e);
     if (t->copy_l2)
         t->free[t->frees++] = (struct cluster_run){t->l2 >> q->cluster_bits, 1};
     return rc;
@@ -109,9 +146,12 @@ int qcow2_tail_look(struct image *img, struct qcow2_tail *t, struct err *e)
     if (!used)
         return 0;
     t->l1_idx = used - 1;
+    struct table l1 = {img->file[0], &img->win, q->l1_table_offset, q->l1_size};
+    u64 entry;
     int rc = qcow2_l1_get(img, t->l1_idx, &t->l2, e);
-    if (rc || !t->l2)
+    if (rc || !t->l2 || (rc = table_get(&l1, t->l1_idx, &entry, e)))
         return rc;
+    t->l2_copied = entry & QCOW2_COPIED;
     t->idx = div_up(size, img->unit) - t->l1_idx * per_table;
     t->in = size % img->unit;
     if ((rc = find_stale(img, t, e)) || (t->in && (rc = look_at_rest(img, t, e))))
@@ -120,6 +160,8 @@ int qcow2_tail_look(struct image *img, struct qcow2_tail *t, struct err *e)
         return FAIL(e, ERR_UNSUPPORTED_FEATURE,
                     "The disk ends inside a compressed cluster, and this program has no decoder",
                     size, t->packed.off);
+    if (t->packed.packed_len && (rc = img->format->unpack(img, &t->packed, img->scratch, e)))
+        return rc; /* better now than after an epoch has been applied */
     return decide(img, t, e);
 }
 

@@ -15,6 +15,7 @@ enum { QCOW2_TAIL_CLUSTERS = 2 /* at most: an L2 table and a data cluster */ };
 struct qcow2_tail {
     u64 size;                   /* the end of the disk in question */
     u64 l1_idx, l2;             /* the table that maps it; l2 == 0: nothing is mapped */
+    bool l2_copied;             /* the COPIED flag of its entry */
     u64 idx;                    /* in it: the first entry wholly past the end */
     u64 stale_first, stale_end; /* entries past the end that map something */
     u64 in;                     /* bytes of the last cluster before the end; 0: all */

@@ -133,6 +133,37 @@ def bench_floor(table, tmp, accel):
           t[floor, True], 1.15)
 
 
+def bench_sizes(table, tmp, accel):
+    """Does the cost depend on the size of the disk? It must not, but for an L1 table that moves."""
+    image = os.path.join(tmp, "s.qcow2")
+    resize = lambda size: lambda: run(LAUNCH, "resize", "-q", "--accel", accel, image, size)
+    cases = {
+        "1G": (fresh(image, 1 * G), resize("+1G")),
+        "1P": (fresh(image, 1 * P), resize("+1G")),
+        "move": (fresh(image, 1 * P), resize("+1P")),
+    }
+    t = interleaved(cases)
+    ratio(table, f"{accel}: grow of 1 PiB / of 1 GiB, L1 at the end", t["1P"], t["1G"], 1.1)
+    ratio(table, f"{accel}: the same with 16 MiB of L1 table to move / 1 GiB", t["move"], t["1G"])
+
+
+def bench_machines(table, tmp, accel):
+    image = os.path.join(tmp, "q.qcow2")
+    cases = {m: (fresh(image, 20 * G), (lambda m: lambda: run(
+        LAUNCH, "resize", "-q", "--accel", accel, "--machine", m, image, "+5G"))(m))
+        for m in ("microvm", "q35", "pc")}
+    t = interleaved(cases)
+    ratio(table, f"{accel}: resize on q35 / on microvm", t["q35"], t["microvm"])
+    ratio(table, f"{accel}: resize on pc / on microvm", t["pc"], t["microvm"])
+
+
+def bench_shrink(table, tmp, accel):
+    image = os.path.join(tmp, "k.qcow2")
+    shrink = lambda: run(LAUNCH, "resize", "-q", "--accel", accel, "--shrink", image, "1G")
+    t = interleaved({"16T": (fresh(image, 16 * T), shrink), "2G": (fresh(image, 2 * G), shrink)})
+    ratio(table, f"{accel}: shrink of empty 16 TiB to 1 GiB / of 2 GiB", t["16T"], t["2G"], 1.3)
+
+
 def guest_memory(tmp, accel):
     """Bytes of guest memory that a resize touched, seen from the host (a memfd's st_blocks)."""
     image, request = os.path.join(tmp, "m.qcow2"), os.path.join(tmp, "request")
@@ -180,6 +211,9 @@ def main():
         for accel in accels():
             bench_whole(table, tmp, accel)
             bench_floor(table, tmp, accel)
+            bench_sizes(table, tmp, accel)
+            bench_machines(table, tmp, accel)
+            bench_shrink(table, tmp, accel)
         touched = {a: guest_memory(tmp, a) / (1 << 20) for a in accels()}
     print(f"medians of {ROUNDS}, interleaved")
     widths = [max(len(row[i]) for row in table) for i in range(5)]

@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * An image with the files that it names: run the VM, and where it asks for such a file, apply the
+ * path policy, attach the file as one more disk, read-only, and run it again: one boot more a file.
+ */
+#ifndef LAUNCHER_CHAIN_H
+#define LAUNCHER_CHAIN_H
+
+#include "commands.h"
+#include "disks.h"
+
+enum { CHAIN_DISKS = 8 /* slots of microvm, and what a guest has room for */ };
+
+struct chain {
+    struct disk disks[CHAIN_DISKS]; /* [0]: the image that the user named */
+    unsigned count;
+};
+
+/* Runs the job over the chain, which holds the image alone, or nothing, at first. */
+int chain_run(struct job *job, struct chain *c, instar_Outcome *out, struct err *e);
+
+/* Gives up the locks of every file. */
+void chain_close(struct chain *c);
+
+#endif

@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Writes the fuzz target's seeds into a directory: the grow tests' shapes, and images that are
+ * hostile by themselves and too large for a mutator to find. Each must fit into an input and hold
+ * what its name says.
+ */
+#include "fuzz_input.h"
+#include "grow.h"
+#include "test.h"
+
+enum { COUNTED_MAX = 4096 };
+
+static const char *dir;
+static unsigned written, skipped;
+static u64 bytes;
+
+static void write_seed(const struct blk_mem *m, u64 new_size, u8 flags, const char *name)
+{
+    static u8 out[FUZZ_INPUT_MAX];
+    char path[1024];
+    size_t size = fuzz_encode(m, new_size, flags, out, sizeof(out));
+    struct fuzz_head h;
+    struct blk_mem copy;
+    if (!size) {
+        skipped++;
+        return;
+    }
+    assert(fuzz_decode(out, size, &h, &copy) && h.length == m->length && h.new_size == new_size);
+    blk_mem_free(&copy);
+    snprintf(path, sizeof(path), "%s/%s", dir, name);
+    FILE *f = fopen(path, "wb");
+    if (!f || fwrite(out, 1, size, f) != size || fclose(f)) {
+        perror(path);
+        exit(1);
+    }
+    bytes += size;
+    written++;
+}
+
+/* "L1 moves, 4 KiB" -> "07-l1-moves-4-kib" */
+static void slug(unsigned i, const char *name, char *out, size_t max)
+{
+    size_t n = (size_t)snprintf(out, max, "%02u-", i);
+    for (; *name && n + 1 < max; name++) {
+        bool lower = *name >= 'a' && *name <= 'z', digit = *name >= '0' && *name <= '9';
+        bool upper = *name >= 'A' && *name <= 'Z';
+        if (lower || digit || upper)
+            out[n++] = upper ? (char)(*name | 32) : *name;
+        else if (out[n - 1] != '-')
+            out[n++] = '-';
+    }
+    out[n] = 0;
+}
+
+static void from_grow_cases(void)
+{
+    for (unsigned i = 0; i < grow_cases_cnt; i++) {
+        struct make p = grow_cases[i].p;
+        struct blk_mem m;
+        struct made made;
+        char name[80];
+        p.first = (u32)min_u64(p.first, 4);
+        qcow2_make(&m, &p, &made);
+        slug(i, grow_cases[i].name, name, sizeof(name));
+        write_seed(&m, grow_cases[i].new_size, i % 4 == 3 ? FUZZ_SECTOR_4096 : 0, name);
+        blk_mem_free(&m);
+    }
+}
+
+/* What the grow cases lack: compressed ends, names, features, odd shapes. */
+static void of_our_own(void)
+{
+    static const struct {
+        const char *name;
+        struct make p;
+        u64 new_size;
+    } own[] = {
+        { "packed-tail", { .refcount_order = 4, .size = (1 << 20) + 512, .first = 2, .last = true,
+            .last_kind = MAKE_PACKED }, 9 << 20 },
+        { "packed-tail-512", { .cluster_bits = 9, .refcount_order = 4, .size = 5 * 512 * 64 + 512,
+            .first = 2, .last = true, .last_kind = MAKE_PACKED, .l1_middle = true }, 9 << 20 },
+        { "packed-shared", { .refcount_order = 4, .size = (1 << 20) + 512, .last = true,
+            .last_kind = MAKE_PACKED, .snapshots = 1 }, 9 << 20 },
+        { "backing", { .refcount_order = 4, .size = 1 << 20, .backing = "base.img",
+            .backing_format = "raw", .unknown_ext = true }, 9 << 20 },
+        { "dirty", { .refcount_order = 4, .size = 1 << 20, .incompatible = 1, .compatible = 1 },
+          9 << 20 },
+        { "stale-l2", { .refcount_order = 4, .size = 3 << 20, .first = 2, .stale_l2 = true },
+          9 << 20 },
+        { "bits-1-4k", { .cluster_bits = 12, .refcount_order = 0, .size = 9 << 20, .first = 3,
+            .last = true, .l1_middle = true }, 1ull << 31 },
+        { "bits-2", { .cluster_bits = 10, .refcount_order = 1, .size = 9 << 20, .first = 3,
+            .snapshots = 2 }, 1ull << 30 },
+        { "bits-64-2m", { .cluster_bits = 21, .refcount_order = 6, .size = 1ull << 40, .first = 1 },
+          1ull << 50 },
+        { "sub-tail", { .cluster_bits = 14, .ext_l2 = true, .refcount_order = 4, .last = true,
+            .size = (1 << 20) + 5120, .last_kind = MAKE_SUB, .stale = true }, 9 << 20 },
+        { "tiny", { .cluster_bits = 9, .refcount_order = 4, .size = 512 }, 1024 },
+    };
+    for (unsigned i = 0; i < sizeof(own) / sizeof(own[0]); i++) {
+        struct blk_mem m;
+        struct made made;
+        qcow2_make(&m, &own[i].p, &made);
+        write_seed(&m, own[i].new_size, own[i].p.snapshots ? FUZZ_NO_SCRATCH : 0, own[i].name);
+        blk_mem_free(&m);
+    }
+}
+
+static void put64(struct blk_mem *m, u64 off, u64 val)
+{
+    u8 b[8];
+    put_be64(b, val);
+    blk_mem_put(m, off, b, 8);
+}
+
+/* Every cluster for 256 MiB and more behind the file is counted, by one block that the whole
+ * refcount table names; `every`: each so many. */
+static void counted_behind_the_end(const char *name, u64 every)
+{
+    struct make p = { .cluster_bits = 9, .refcount_order = 4, .size = 2 << 20, .first = 1,
+                      .rt_clusters = COUNTED_MAX * 8 / 512 };
+    struct blk_mem m;
+    struct made made;
+    qcow2_make(&m, &p, &made);
+    u64 block = m.length = round_up(m.length, 512);
+    for (u64 i = 0; i < 256; i += every)
+        blk_mem_put(&m, block + i * 2, (const u8 *)"\0\1", 2);
+    for (u64 i = 3; i < COUNTED_MAX; i++)
+        put64(&m, made.rt_offset + i * 8, block);
+    blk_mem_truncate(&m, 3 * 256 * 512);
+    write_seed(&m, 4 << 20, 0, name);
+    blk_mem_free(&m);
+}
+
+/* The disk ends inside a compressed cluster, stored as it is, that begins in the file's last bytes:
+ * the rest of it would lie where the new L1 table goes. */
+static void packed_past_the_end(void)
+{
+    struct make p = { .cluster_bits = 12, .refcount_order = 4, .size = (1ull << 30) - 4096 + 512,
+                      .last = true, .last_kind = MAKE_PACKED, .pad_clusters = 1 };
+    struct blk_mem m;
+    struct made made;
+    qcow2_make(&m, &p, &made);
+    u64 off = made.length - 16, sectors = 9;
+    blk_mem_put(&m, off, (const u8 *)"\1\0\x10\xff\xef", 5); /* stored, 4096 bytes */
+    put64(&m, made.last_l2 + 511 * 8, 1ull << 62 | (sectors - 1) << 58 | off);
+    write_seed(&m, 5ull << 30, 0, "packed-past-the-end");
+    blk_mem_free(&m);
+}
+
+/* The disk ends inside a compressed cluster that is none, and a longer refcount table is needed to
+ * copy it: that must be noticed before the table moves. */
+static void packed_broken(void)
+{
+    struct make p = { .cluster_bits = 12, .refcount_order = 6, .size = (3 << 20) + 512,
+                      .snapshots = 1, .rt_clusters = 1, .last = true, .last_kind = MAKE_PACKED,
+                      .end_cluster = 512 * 512 - 3 };
+    struct blk_mem m;
+    struct made made;
+    u8 entry[8];
+    qcow2_make(&m, &p, &made);
+    blk_mem_get(&m, made.last_l2 + (p.size >> 12) % 512 * 8, entry, 8);
+    blk_mem_put(&m, be64(entry) & ((1ull << 58) - 1), (const u8 *)"\xff", 1);
+    write_seed(&m, 5 << 20, 0, "packed-broken");
+    blk_mem_free(&m);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc != 2) {
+        fprintf(stderr, "usage: %s DIRECTORY\n", argv[0]);
+        return 1;
+    }
+    dir = argv[1];
+    from_grow_cases();
+    of_our_own();
+    packed_past_the_end();
+    packed_broken();
+    counted_behind_the_end("slow-counted-all", 1);
+    counted_behind_the_end("counted-some", 8);
+    printf("%u seeds, %llu bytes; %u too large\n", written, (unsigned long long)bytes, skipped);
+    return !written;
+}
