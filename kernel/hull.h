@@ -35,6 +35,7 @@
 #define COM1_LSR (COM1 + 5)
 #define LSR_DR 0x01
 #define LSR_THRE 0x20
+#define LSR_TEMT 0x40
 #define DEBUG_EXIT 0xf4
 #define PCI_CONFIG 0xcf8
 

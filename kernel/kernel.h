@@ -60,6 +60,8 @@ void page_lock(void);
 /* ---- serial.c ---- */
 
 void serial_write(const void *buf, size_t len);
+/* Returns when every byte has left the UART: before the VM ends. */
+void serial_drain(void);
 /* The next byte from COM1, 0..255, waiting at most `ms` milliseconds (UINT64_MAX: for ever) without
  * starving the host's CPU; -1 if none came. */
 int serial_read(uint64_t ms);

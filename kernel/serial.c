@@ -38,6 +38,18 @@ void serial_write(const void *buf, size_t len)
     }
 }
 
+/* Up to a FIFO of bytes may still wait for a busy peer when serial_write() returns, and QEMU drops
+ * them when it ends. A peer that never reads is given up after five seconds. */
+void serial_drain(void)
+{
+    enum { PATIENCE_US = 5000000 };
+    struct wait w;
+
+    wait_begin(&w);
+    while (!(inb(COM1_LSR) & LSR_TEMT) && w.slept_us < PATIENCE_US)
+        wait_once(&w);
+}
+
 int serial_read(uint64_t ms)
 {
     struct wait w;

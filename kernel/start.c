@@ -31,6 +31,7 @@ _Noreturn void kernel_start(uint32_t magic, const struct multiboot_info *mbi)
 
 _Noreturn void kernel_exit(unsigned status)
 {
+    serial_drain();
     outb(DEBUG_EXIT, (uint8_t)status);
     for (;;)
         gate(GATE_HALT, NULL, 0);
