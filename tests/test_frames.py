@@ -4,7 +4,9 @@ decoded by the stock protobuf package. So nanopb and the launcher's own decoder 
 someone else.
 """
 import os
+import socket
 import subprocess
+import time
 
 import pytest
 
@@ -14,7 +16,23 @@ from conftest import (IMAGES, QEMU, TIMEOUT, copy, create, frames, host, outcome
 MI, GI = 1 << 20, 1 << 30
 
 
-def boot(accel, op, request, tmp_path, *disks, block=512, writable=True):
+def read_slowly(args):
+    """The bytes of a serial port whose peer hardly keeps up, and QEMU's status."""
+    ours, theirs = socket.socketpair()
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the kernel's least
+    args = [f"socket,id=s,fd={theirs.fileno()}" if a == "CHARDEV" else a for a in args]
+    p = subprocess.Popen([str(a) for a in args], stdin=subprocess.DEVNULL,
+                         pass_fds=[theirs.fileno()])
+    theirs.close()
+    ours.settimeout(TIMEOUT)
+    data = b""
+    while part := ours.recv(8):
+        data += part
+        time.sleep(0.003)
+    return data, p.wait(timeout=TIMEOUT)
+
+
+def boot(accel, op, request, tmp_path, *disks, block=512, writable=True, slowly=False):
     """Runs images/OP.elf to its end: its Events."""
     module = tmp_path / "request.bin"
     module.write_bytes(request if isinstance(request, bytes) else request.SerializeToString())
@@ -22,17 +40,22 @@ def boot(accel, op, request, tmp_path, *disks, block=512, writable=True):
     args = [QEMU, "-M", "microvm,acpi=off", "-accel", accel, "-cpu", cpu, "-m", "128",
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-global", "virtio-mmio.force-legacy=false",
-            "-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-serial", "stdio",
+            "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
+            *(["-chardev", "CHARDEV", "-serial", "chardev:s"] if slowly else ["-serial", "stdio"]),
             "-kernel", IMAGES / f"{op}.elf", "-initrd", module]
     for i, path in enumerate(disks):
         args += ["-blockdev", f"driver=file,node-name=d{i},filename={path},discard=unmap,"
                  f"read-only={'off' if writable else 'on'}",
                  "-device", f"virtio-blk-device,drive=d{i},bus=virtio-mmio-bus.{i},"
                  f"logical_block_size={block},physical_block_size={block}"]
-    p = subprocess.run([str(a) for a in args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                       timeout=TIMEOUT)
-    events = frames(p.stdout)
-    assert p.returncode == (1 if not outcome(events).HasField("error") else 3)
+    if slowly:
+        data, status = read_slowly(args)
+    else:
+        p = subprocess.run([str(a) for a in args], stdin=subprocess.DEVNULL,
+                           stdout=subprocess.PIPE, timeout=TIMEOUT)
+        data, status = p.stdout, p.returncode
+    events = frames(data)
+    assert status == (1 if not outcome(events).HasField("error") else 3)
     return events
 
 
@@ -47,6 +70,15 @@ def test_noop(accel, tmp_path):
     events = boot(accel, "noop", request, tmp_path)
     assert outcome(events).WhichOneof("result") == "noop"
     assert outcome(events).noop.disks == 0 and not outcome(events).HasField("error")
+
+
+def test_slow_reader_loses_nothing(accel, tmp_path):
+    """QEMU drops what its UART still holds when it ends, so the kernel waits for that to be out."""
+    request = pb2().Request()
+    request.disks.add(length=MI)
+    request.info.SetInParent()
+    events = boot(accel, "info", request, tmp_path, slowly=True)
+    assert outcome(events).error.code == pb2().READ_FAILED
 
 
 def test_request_that_is_none(accel, tmp_path):
