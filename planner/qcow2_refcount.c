@@ -77,6 +77,20 @@ int qcow2_refcount_get(struct image *img, u64 idx, u64 *count, struct err *e)
     return rc;
 }
 
+int qcow2_refblock_sound(struct image *img, u64 idx, u64 *off, struct err *e)
+{
+    u64 count = 1;
+    int rc = qcow2_refblock(img, idx, off, e);
+    if (!rc && *off)
+        rc = qcow2_refcount_get(img, *off >> img->u.qcow2.cluster_bits, &count, e);
+    if (!rc && count != 1)
+        rc = FAIL(e, ERR_INCONSISTENT,
+                  "Refcount block at {val} is not covered by the refcount structures; run "
+                  "'qemu-img check -r all' on the image",
+                  idx, *off);
+    return rc;
+}
+
 /* Changes those of the entries [base, base+cnt), held in buf, that lie in the run. */
 static void change(u8 *buf, u32 order, u64 base, u64 cnt, const struct cluster_run *run, bool drop)
 {

@@ -24,6 +24,10 @@ u32 qcow2_refblock_bits(const struct qcow2 *q);
  * misplaced, or on top of a table that the header names. */
 int qcow2_refblock(struct image *img, u64 idx, u64 *off, struct err *e);
 
+/* The same for a block that will be relied on: it must itself be counted, once.
+ * ERR_INCONSISTENT. */
+int qcow2_refblock_sound(struct image *img, u64 idx, u64 *off, struct err *e);
+
 /* The count of cluster `idx` (an index, not an offset); 0 where no block covers it. */
 int qcow2_refcount_get(struct image *img, u64 idx, u64 *count, struct err *e);
 
