@@ -1,10 +1,47 @@
 /* SPDX-License-Identifier: MIT
  *
- * raw: the file is the disk. Whatever no other format claims is raw, so open() refuses what only
- * looks like it: a file that ends in a VHD footer is a fixed VHD (parity D.5), and treating it as
- * raw would misplace that footer. Whoever means raw says so (`-f raw`).
+ * raw: the file is the disk. Whatever no other format claims is raw, so open() refuses what is known
+ * not to be: images of formats that are not supported yet, and a file that ends in a VHD footer,
+ * which is a fixed VHD (parity D.5). Whoever means raw says so (`-f raw`).
  */
 #include "format.h"
+
+/* Formats that are not supported yet must not be taken for raw: their first bytes. */
+struct magic {
+    u32 off, len;
+    const char *bytes, *name;
+};
+
+static const struct magic foreign[] = {
+    {0, 8, "conectix", "VHD"},
+    {0, 8, "vhdxfile", "VHDX"},
+    {0, 4, "KDMV", "VMDK"},
+    {0, 4, "COWD", "VMDK"},
+    {0, 21, "# Disk DescriptorFile", "VMDK"},
+    {0, 4, "QFI\xfb", "qcow"}, /* version 1: the others have been probed */
+    {0, 4, "QED", "QED"},      /* with its NUL */
+    {64, 4, "\x7f\x10\xda\xbe", "VDI"},
+    {0, 16, "WithoutFreeSpace", "Parallels"},
+    {0, 16, "WithouFreSpacExt", "Parallels"},
+    {0, 6, "LUKS\xba\xbe", "LUKS"},
+};
+
+static int refuse_foreign(struct blk *b, struct err *e)
+{
+    u8 head[512];
+    int rc = blk_read(b, 0, head, sizeof head, e);
+    for (unsigned i = 0; !rc && i < sizeof foreign / sizeof foreign[0]; i++) {
+        const struct magic *m = &foreign[i];
+        if (memcmp(head + m->off, m->bytes, m->len))
+            continue;
+        rc = FAIL(e, ERR_UNSUPPORTED_FORMAT,
+                  "The file is a {name} image: that format is not yet supported (-f raw treats it "
+                  "as bare data)",
+                  m->off, 0);
+        err_name(e, m->name, strlen(m->name));
+    }
+    return rc;
+}
 
 static bool raw_probe(struct blk *b)
 {
@@ -20,7 +57,9 @@ static int raw_open(struct image *img, struct err *e)
     img->unit = 0;
     if (!img->probed || b->size < sizeof footer)
         return 0;
-    int rc = blk_read(b, b->size - sizeof footer, footer, sizeof footer, e);
+    int rc = refuse_foreign(b, e);
+    if (!rc)
+        rc = blk_read(b, b->size - sizeof footer, footer, sizeof footer, e);
     if (!rc && !memcmp(footer, "conectix", 8))
         rc = FAIL(e, ERR_UNSUPPORTED_FORMAT,
                   "The file ends in a VHD footer: fixed VHD images are not yet supported (-f raw "

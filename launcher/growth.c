@@ -59,7 +59,9 @@ int growth_check(const instar_Need *need, const struct disk *disks, unsigned cou
         for (unsigned j = 0; j < i; j++)
             if (need->lengths[j].slot == l->slot)
                 return err_set(e, instar_Code_PROTOCOL, "The guest asked twice for one disk");
-        if (growth_within_limit(&disks[l->slot], l->length, e) < 0)
+        /* What is refused, is refused before the first byte is written: hence `eventual`. */
+        uint64_t most = l->eventual > l->length ? l->eventual : l->length;
+        if (growth_within_limit(&disks[l->slot], most, e) < 0)
             return -1;
     }
     return 0;

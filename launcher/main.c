@@ -82,7 +82,8 @@ int main(int argc, char **argv)
     if (r < 0)
         print_failure(&job, &e);
     if (fflush(stdout) != 0 || ferror(stdout)) {
-        fprintf(stderr, "instar-launch: Could not write the result: %s\n", strerror(errno));
+        fprintf(stderr, "instar-launch: %sCould not write the result: %s\n",
+                r == 0 ? "The operation has been done. " : "", strerror(errno));
         return 1;
     }
     if (e.signal)

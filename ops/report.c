@@ -90,8 +90,9 @@ void report_need(u32 epoch, const struct plan_need *need)
     instar_Need *out = &ev->event.need;
     out->epoch = epoch;
     for (unsigned i = 0; i < IMAGE_FILES; i++)
-        if (need->length[i])
-            out->lengths[out->lengths_count++] = (instar_NeedLength){i, need->length[i]};
+        if (need->length[i] || (i == 0 && need->eventual))
+            out->lengths[out->lengths_count++] =
+                (instar_NeedLength){i, need->length[i], i == 0 ? need->eventual : 0};
     report_event(ev);
 }
 

@@ -21,6 +21,12 @@ static int show(struct plan_host *h, u32 epoch, const struct patch *p, struct er
     return 0;
 }
 
+static void alive(struct plan_host *h, u64 patches)
+{
+    (void)h;
+    report_progress(patches, 0, 0);
+}
+
 static void set_action(instar_ResizeResult *r)
 {
     static const char *const action[] = {"shrink", "noop", "grow"};
@@ -110,7 +116,7 @@ int op_run(struct op *op, instar_Outcome *out, struct err *e)
     const instar_Request *req = op->request;
     instar_ResizeResult *r = &out->result.resize;
     struct plan_host host = {.need = need, .mem_len = COPY_MEM, .dry_run = req->dry_run,
-                             .show = req->dry_run ? show : NULL};
+                             .show = req->dry_run ? show : NULL, .alive = alive};
     if (req->which_op != instar_Request_resize_tag || !op->disks)
         return FAIL(e, ERR_PROTOCOL, "resize takes a disk and its own request", 0, op->disks);
     u8 *mem = op_alloc((size_t)op->disks * IMAGE_MEM);

@@ -6,7 +6,7 @@
  */
 #include "sinks.h"
 
-enum { COMMIT_SECTOR = 512 };
+enum { COMMIT_SECTOR = 512, ALIVE_BYTES = 64 << 20 };
 
 static void check_range(const struct check_sink *c, u8 slot, u64 off, u64 len)
 {
@@ -58,6 +58,11 @@ static int check_emit(struct sink *s, const struct patch *p, struct err *e)
         break;
     }
     digest_patch(&c->digest, p);
+    c->bytes += p->kind == PATCH_WRITE ? p->len : ALIVE_BYTES / 4096;
+    if (c->bytes >= ALIVE_BYTES && c->host && c->host->alive) {
+        c->bytes = 0;
+        c->host->alive(c->host, c->digest.cnt);
+    }
     if (p->commit)
         check_commit(c, p);
     c->barrier = p->kind == PATCH_BARRIER;

@@ -134,6 +134,8 @@ static int plan_run(const struct step *st, struct plan_host *h, struct err *e)
         h->more = copy.more;
         if (h->dry_run)
             return 0;
+        check.need.eventual = state.epoch == 0 ? copy.eventual : 0;
+        check.need.room |= check.need.eventual > st->img->file[0]->size;
         if (check.need.room && (rc = h->need(h, state.epoch, &check.need, e)))
             return rc;
         if ((rc = apply_pass(st, &state, &check, h, e)))

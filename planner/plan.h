@@ -64,7 +64,8 @@ int plan_barrier(struct sink *s, const char *why, struct err *e);
 struct plan_state {
     u32 epoch; /* 0 in the first call; counted by plan_run() */
     bool more; /* set by the planner: another epoch follows */
-    u64 v[8];  /* the planner's own */
+    u64 eventual; /* set in the first epoch of several: the most that the file may come to, bytes */
+    u64 v[8];     /* the planner's own */
 };
 
 enum preallocation { PREALLOC_OFF, PREALLOC_METADATA, PREALLOC_FALLOC, PREALLOC_FULL };
@@ -92,6 +93,8 @@ extern const struct planner *const planners[]; /* the registry; NULL-terminated 
 /* What an epoch needs of the host before it may be applied. */
 struct plan_need {
     u64 length[IMAGE_FILES]; /* file length wanted, 0: as it is */
+    u64 eventual;            /* length[0] in later epochs, at most; 0: this is the last that asks.
+                              * Asked for in the first, so that a refusal comes before a write */
     bool room;               /* some length is wanted */
 };
 
@@ -101,6 +104,8 @@ struct plan_host {
     int (*need)(struct plan_host *, u32 epoch, const struct plan_need *, struct err *);
     /* Shown every patch of the check pass; NULL if nobody looks. */
     int (*show)(struct plan_host *, u32 epoch, const struct patch *, struct err *);
+    /* Called now and then while a long plan is checked, which does no I/O; NULL if nobody waits. */
+    void (*alive)(struct plan_host *, u64 patches);
     bool dry_run; /* stop after the first check pass */
     void *mem;    /* copy buffer for apply, page aligned */
     size_t mem_len; /* a multiple of BLK_IO_MAX, at least one */

@@ -10,7 +10,9 @@ void qcow2_drop_init(const struct image *img, struct qcow2_drop *d, void *mem, s
     const struct qcow2 *q = &img->u.qcow2;
     u64 blocks = (u64)q->refcount_table_clusters << (q->cluster_bits - 3);
     assert(len >= QCOW2_DROP_CHUNK + QCOW2_MAX_REFTABLE_BYTES + (4 << 20));
-    *d = (struct qcow2_drop){.buf = mem, .cap = (len - QCOW2_DROP_CHUNK - blocks * 8) / 16};
+    *d = (struct qcow2_drop){.buf = mem,
+                             .cap = (len - QCOW2_DROP_CHUNK - blocks * 8) / 16,
+                             .file_size = round_up(img->file[0]->size, img->unit)};
     d->spared = (u64 *)(void *)(d->buf + QCOW2_DROP_CHUNK);
     d->idx = d->spared + blocks;
     d->tmp = d->idx + d->cap;
@@ -155,7 +157,7 @@ int qcow2_drop_emit(struct image *img, struct qcow2_drop *d, struct sink *s, con
 int qcow2_drop_punch(struct image *img, const struct qcow2_drop *d, u64 *left, struct sink *s,
                      struct err *e)
 {
-    u64 size = img->file[0]->size;
+    u64 size = d->file_size;
     for (u64 i = 0, j; i < d->freed && *left; i = j) {
         u64 off = d->idx[i] << img->u.qcow2.cluster_bits;
         for (j = i + 1; j < d->freed && d->idx[j] == d->idx[i] + (j - i);)

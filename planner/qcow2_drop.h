@@ -19,6 +19,7 @@ struct qcow2_drop {
     u64 cnt, cap;
     u64 freed; /* after qcow2_drop_emit(): idx[0..freed) have no reference left, ascending */
     u8 *buf;   /* QCOW2_DROP_CHUNK bytes */
+    u64 file_size; /* whole clusters, as the epoch found it: both passes see the same */
     u64 *spared, spared_cnt; /* refcount blocks, by cluster index, ascending */
 };
 

@@ -146,3 +146,18 @@ int qcow2_fill_step(struct image *img, const struct qcow2_fill_args *a, u64 *vof
                   : plan_length(s, round_up(img->file[0]->size, img->unit), "whole clusters", e);
     return rc ? rc : link_new(&f, e);
 }
+
+u64 qcow2_fill_eventual(const struct image *img, enum qcow2_fill_kind kind, u64 size, u64 voff,
+                        u64 end)
+{
+    const struct qcow2 *q = &img->u.qcow2;
+    u64 data = div_up(end, img->unit) - (voff >> q->cluster_bits);
+    u64 n = div_up(data, 1ull << q->l2_bits) + 1 + (kind == QCOW2_FILL_DATA ? data : 1);
+    /* Refcount blocks count n, the file so far, and themselves; the table may move a few times. */
+    u64 per_block = 1ull << qcow2_refblock_bits(q);
+    u64 blocks = div_up(n, per_block - 1) + 2;
+    u64 table = div_up((div_up(size, img->unit) + n + blocks) / per_block * 8 + 16, img->unit);
+    if (table > q->refcount_table_clusters)
+        n += 3 * table;
+    return round_up(size, img->unit) + (n + blocks) * img->unit;
+}

@@ -35,4 +35,8 @@ enum { QCOW2_FILL_WORK = 1 << 20 };
 int qcow2_fill_step(struct image *img, const struct qcow2_fill_args *a, u64 *voff, struct sink *s,
                     struct err *e);
 
+/* The most bytes that a file of `size` bytes may come to by mapping [voff, end). */
+u64 qcow2_fill_eventual(const struct image *img, enum qcow2_fill_kind kind, u64 size, u64 voff,
+                        u64 end);
+
 #endif

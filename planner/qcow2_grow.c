@@ -303,6 +303,10 @@ int qcow2_plan_grow(struct image *img, const struct resize_args *a, struct plan_
     }
     if (g.fill && (rc = begin_fill(&g, state, e)))
         return rc;
+    if (g.fill)
+        state->eventual = qcow2_fill_eventual(
+            img, g.fill, max_u64(img->file[0]->size, g.plan.alloc.end * g.cluster),
+            state->v[V_VOFF], a->new_size);
     if ((rc = prepare(&g, e)) || (rc = commit(&g, g.fill ? img->size : g.new_size, e)))
         return rc;
     return give_back(&g, e);

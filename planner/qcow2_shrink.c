@@ -214,7 +214,8 @@ static int blocks(struct shrink *k, struct plan_state *state, struct err *e)
     const struct qcow2 *q = k->q;
     u64 entries = (u64)q->refcount_table_clusters << (q->cluster_bits - 3), last = 0;
     u64 room = k->drop.cap / 2, left = PUNCH_MAX - k->v[V_PUNCHES];
-    struct qcow2_drop self = {.idx = k->drop.tmp + room}; /* the list uses the first half only */
+    struct qcow2_drop self = {.idx = k->drop.tmp + room,
+                              .file_size = k->drop.file_size}; /* the list uses the first half only */
     static const u8 none[8];
     for (u64 i = 0; i < entries && k->drop.cnt < room && self.freed < room; i++) {
         u64 off;

@@ -53,7 +53,7 @@ static int look_at_rest(struct image *img, struct qcow2_tail *t, struct err *e)
         struct extent x;
         if ((rc = qcow2_look(img, voff, &x, e)))
             break;
-        t->zero |= x.kind == EXTENT_DATA && x.off < img->file[0]->size;
+        t->zero |= x.kind == EXTENT_DATA && x.off < t->file_size;
         t->copy_data |= x.kind == EXTENT_PACKED;
         if (x.kind == EXTENT_PACKED)
             t->packed = x;
@@ -142,7 +142,8 @@ int qcow2_tail_look(struct image *img, struct qcow2_tail *t, struct err *e)
 {
     const struct qcow2 *q = &img->u.qcow2;
     u64 size = t->size, used = qcow2_l1_entries(q, size), per_table = 1ull << q->l2_bits;
-    *t = (struct qcow2_tail){.size = size, .whole = t->whole, .own_l2 = t->own_l2, .hole = true};
+    *t = (struct qcow2_tail){.size = size, .whole = t->whole, .own_l2 = t->own_l2, .hole = true,
+                             .file_size = img->file[0]->size};
     if (!used)
         return 0;
     t->l1_idx = used - 1;
@@ -185,8 +186,8 @@ static int zero_rest(struct image *img, const struct qcow2_tail *t, struct sink 
         struct extent x;
         if ((rc = qcow2_look(img, voff, &x, e)))
             break;
-        if (x.kind == EXTENT_DATA && x.off < img->file[0]->size)
-            rc = plan_zero(s, x.off, min_u64(x.len, img->file[0]->size - x.off),
+        if (x.kind == EXTENT_DATA && x.off < t->file_size)
+            rc = plan_zero(s, x.off, min_u64(x.len, t->file_size - x.off),
                            "bytes past the end of the disk", e);
         voff += x.len;
     }

@@ -14,6 +14,7 @@ enum { QCOW2_TAIL_CLUSTERS = 2 /* at most: an L2 table and a data cluster */ };
 
 struct qcow2_tail {
     u64 size;                   /* the end of the disk in question */
+    u64 file_size;              /* as the epoch found it: both passes see the same */
     u64 l1_idx, l2;             /* the table that maps it; l2 == 0: nothing is mapped */
     bool l2_copied;             /* the COPIED flag of its entry */
     u64 idx;                    /* in it: the first entry wholly past the end */

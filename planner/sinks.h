@@ -23,6 +23,7 @@ struct check_sink {
     bool committed, barrier; /* barrier: the last patch was one */
     struct plan_host *host;
     u32 epoch;
+    u64 bytes; /* digested since the host was told that we are alive */
 };
 void check_init(struct check_sink *c, struct image *img, struct plan_host *h, u32 epoch);
 

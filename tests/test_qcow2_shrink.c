@@ -64,6 +64,8 @@ static const struct shrink_case cases[] = {
         .first = 500 }, KI(9) },
     { "refcount table longer than a window", { .cluster_bits = 9, .refcount_order = 6,
         .size = KI(300), .first = 120, .rt_clusters = 64 }, KI(9) },
+    { "file ends inside its last data cluster", { .refcount_order = 4, .size = MI(3), .first = 30,
+        .l1_middle = true, .end = MAKE_END_SECTOR }, MI(1) + 512 },
     { "file ends in the L1 table", { .cluster_bits = 12, .refcount_order = 4, .size = GI(2),
         .first = 30, .end = MAKE_END_EXACT }, MI(1) },
 };
