@@ -326,9 +326,20 @@ static void by_name_and_by_probe(void)
     CHECK_ERR(&e, ERR_UNSUPPORTED_FORMAT);
     CHECK_STR(e.what, "Unknown driver '{name}'");
     CHECK_STR(e.name, "qcow");
-    put(&m, 4, 4, 1); /* qcow, version 1: not ours */
-    CHECK(!open_as(&m, NULL, &img, &e) && img.format == &raw_format);
-    put(&m, 0, 8, 0);
+    put(&m, 4, 4, 1); /* qcow, version 1: not ours, and not raw either */
+    CHECK(open_as(&m, NULL, &img, &e));
+    CHECK_ERR(&e, ERR_UNSUPPORTED_FORMAT);
+    CHECK_STR(e.name, "qcow");
+    static const char *const foreign[] = {"conectix", "vhdxfile", "KDMV", "COWD", "WithouFreSpacExt",
+                                          "# Disk DescriptorFile", "WithoutFreeSpace"};
+    for (unsigned i = 0; i < sizeof foreign / sizeof foreign[0]; i++) {
+        blk_mem_put(&m, 0, foreign[i], strlen(foreign[i]));
+        CHECK(open_as(&m, NULL, &img, &e));
+        CHECK_ERR(&e, ERR_UNSUPPORTED_FORMAT);
+        CHECK(!open_as(&m, "raw", &img, &e));
+    }
+    for (u64 off = 0; off < 64; off += 8)
+        put(&m, off, 8, 0);
     CHECK(!open_as(&m, NULL, &img, &e) && img.format == &raw_format);
     CHECK(open_as(&m, "qcow2", &img, &e));
     blk_mem_put(&m, m.length - 512, "conectix", 8);
