@@ -13,6 +13,7 @@ enum { CHAIN_DISKS = 8 /* slots of microvm, and what a guest has room for */ };
 
 struct chain {
     struct disk disks[CHAIN_DISKS]; /* [0]: the image that the user named */
+    char *paths[CHAIN_DISKS]; /* of the others: where they were found, byte for byte */
     unsigned count;
 };
 

@@ -30,33 +30,59 @@ static bool has_protocol(const char *name)
     return name[n] == ':';
 }
 
-/* The directory that a file lies in, without links; NULL if it is gone. The caller frees it. */
+/* dir/name, the caller's to free. */
+static char *join(const char *dir, const char *name)
+{
+    char *path = NULL;
+    return asprintf(&path, "%s/%s", dir, name) < 0 ? NULL : path;
+}
+
+/* The directory part of a file's name, as it is spelled. The caller frees it. */
 static char *directory_of(const char *file)
 {
-    char *copy = strdup(file), *dir = copy ? realpath(dirname(copy), NULL) : NULL;
+    char *copy = strdup(file), *dir = copy ? strdup(dirname(copy)) : NULL;
     free(copy);
     return dir;
 }
 
-/* What follows `root` in `path`: NULL if path is not beneath it. */
-static const char *beneath(const char *root, const char *path)
+/* An absolute path without empty, `.` and `..` components, by its letters alone: good enough to find
+ * the root that a name means, since the kernel has the last word on what lies beneath it. */
+static char *clean(const char *path)
 {
-    size_t n = strlen(root);
-    if (n == 1) /* "/" */
-        return path + 1;
-    return strncmp(root, path, n) == 0 && path[n] == '/' ? path + n + 1 : NULL;
+    char *out = malloc(strlen(path) + 2), *end = out;
+    while (out && *path) {
+        size_t n = strcspn(path, "/");
+        if (n == 2 && path[0] == '.' && path[1] == '.') {
+            while (end > out && *--end != '/')
+                ;
+        } else if (n > 1 || (n == 1 && *path != '.')) {
+            *end++ = '/';
+            end = mempcpy(end, path, n);
+        }
+        path += n;
+        path += strspn(path, "/");
+    }
+    if (out && end == out)
+        *end++ = '/';
+    if (out)
+        *end = 0;
+    return out;
 }
 
-/* Opens `path` if it lies beneath `root`, both absolute. -1 and errno: EXDEV if it does not. */
-static int open_beneath(const char *root, const char *path)
+/* What follows `root` in `path`, both absolute; NULL if path is not beneath it. */
+static const char *beneath(const char *root, const char *path)
+{
+    size_t n = strcmp(root, "/") ? strlen(root) : 0;
+    if (strncmp(root, path, n) != 0 || path[n] != '/')
+        return NULL;
+    path += n + strspn(path + n, "/");
+    return *path ? path : NULL;
+}
+
+static int open_in(const char *root, const char *rest)
 {
     struct open_how how = {.flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY,
                            .resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS};
-    const char *rest = beneath(root, path);
-    if (!rest || !*rest) {
-        errno = EXDEV;
-        return -1;
-    }
     int dir = open(root, O_PATH | O_DIRECTORY | O_CLOEXEC);
     int fd = dir < 0 ? -1 : (int)syscall(SYS_openat2, dir, rest, &how, sizeof how);
     int error = errno;
@@ -66,30 +92,54 @@ static int open_beneath(const char *root, const char *path)
     return fd;
 }
 
+/* Opens the absolute `path` if it lies beneath the directory `typed`, as that is spelled or as it is
+ * without links. -1 and errno: EXDEV if it does not. */
+static int open_beneath(const char *typed, const char *path)
+{
+    char *cwd = typed[0] == '/' ? NULL : getcwd(NULL, 0);
+    char *full = cwd ? join(cwd, typed) : strdup(typed);
+    char *root[] = {realpath(typed, NULL), full ? clean(full) : NULL};
+    char *name[] = {strdup(path), clean(path)};
+    int fd = -1, error = EXDEV;
+    for (int i = 0; fd < 0 && i < 4; i++) {
+        const char *r = root[i / 2], *n = name[i % 2], *rest = r && n ? beneath(r, n) : NULL;
+        fd = rest ? open_in(r, rest) : -1;
+        if (fd < 0 && rest && error == EXDEV)
+            error = errno;
+    }
+    free(cwd);
+    free(full);
+    for (int i = 0; i < 2; i++) {
+        free(root[i]);
+        free(name[i]);
+    }
+    errno = error;
+    return fd;
+}
+
 /* The name as an absolute path: its own, or joined to its holder's directory. */
 static char *absolute(const char *holder, const char *name)
 {
-    char *dir, *path = NULL;
     if (name[0] == '/')
         return strdup(name);
-    dir = directory_of(holder);
-    if (dir && asprintf(&path, "%s/%s", strcmp(dir, "/") ? dir : "", name) < 0)
-        path = NULL;
+    char *dir = directory_of(holder), *real = dir ? realpath(dir, NULL) : NULL;
+    char *path = real ? join(real, name) : NULL;
     free(dir);
+    free(real);
     return path;
 }
 
 /* Tries every root; the image's directory first. */
 static int open_by_roots(const struct policy *p, const char *image, const char *path)
 {
-    int fd = -1, error = EXDEV;
-    for (unsigned i = 0; fd < 0 && i <= p->count; i++) {
-        char *root = i == 0 ? directory_of(image) : realpath(p->dirs[i - 1], NULL);
-        fd = root ? open_beneath(root, path) : -1;
-        if (fd < 0 && root && errno != EXDEV)
+    char *home = directory_of(image);
+    int fd = home ? open_beneath(home, path) : -1, error = home ? errno : ENOMEM;
+    for (unsigned i = 0; fd < 0 && i < p->count; i++) {
+        fd = open_beneath(p->dirs[i], path);
+        if (fd < 0 && error == EXDEV)
             error = errno;
-        free(root);
     }
+    free(home);
     errno = error;
     return fd;
 }
@@ -114,7 +164,7 @@ static int open_name(const struct policy *p, const char *image, const char *hold
     int fd = *path ? open_by_roots(p, image, *path) : -1;
     if (fd >= 0)
         return fd;
-    if (*path && (errno == ENOENT || errno == EACCES)) {
+    if (*path && errno != EXDEV && errno != ELOOP) {
         char *shown = text_safe_copy(name, strlen(name));
         err_set(e, instar_Code_READ_FAILED, "Could not open backing file: Could not open '%s': %s",
                 shown, strerror(errno));
