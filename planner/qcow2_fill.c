@@ -84,7 +84,7 @@ static int emit_data(struct fill *f, struct err *e)
     if (f->head) {
         rc = plan_write(f->s, off, f->a->head, f->a->head_len,
                         "what the backing file shows before the old end of the disk", e);
-        off += f->img->unit;
+        off += f->a->preallocation < PREALLOC_FALLOC ? f->img->unit : f->a->head_len;
     }
     if (rc || off == end || f->a->preallocation < PREALLOC_FALLOC)
         return rc;
