@@ -143,8 +143,12 @@ static int new_l1(struct grow *g, struct err *e)
     u64 keep = g->tail.copy_l2 ? used - 1 : used;
     u8 entry[8];
     int rc = 0;
-    for (u64 i = 0, l2; !rc && i < used; i++) /* no entry may name what becomes free, or is new */
-        rc = qcow2_l1_get(g->img, i, &l2, e);
+    struct table l1 = {g->img->file[0], &g->img->win, g->q->l1_table_offset, g->q->l1_size};
+    for (u64 i = 0, l2; !rc && i < used; i++) { /* none may name what becomes free, or is new */
+        rc = table_get(&l1, i, &l2, e);
+        if (!rc && l2)
+            rc = qcow2_l1_get(g->img, i, &l2, e);
+    }
     if (!rc && keep)
         rc = plan_copy(g->s, to, g->q->l1_table_offset, keep * 8,
                        "the L1 table, at its new place", e);

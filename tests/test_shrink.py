@@ -44,7 +44,7 @@ SHAPES = {
     "v2": (["compat=0.10"], 4 * MI, MI + 512, ["write -P 6 0 4M"]),
     "clusters-512": (["cluster_size=512"], 4 * MI, MI + 1024, ["write -P 7 0 4M"]),
     "clusters-4k": (["cluster_size=4k"], 12 * MI, 3 * MI + 512, ["write -P 8 1M 10M"]),
-    "clusters-2M": (["cluster_size=2M"], 20 * MI, 5 * MI, ["write -P 9 0 9M", "write 18M 1M"]),
+    "clusters-2M": (["cluster_size=2M"], 20 * MI, 5 * MI, ["write -P 9 3M 3M", "write 18M 64k"]),
     "counts-1": (["refcount_bits=1", "cluster_size=1k"], 8 * MI, 2 * MI + 512,
                  ["write -P 10 0 8M"]),
     "counts-64": (["refcount_bits=64", "cluster_size=1k"], 8 * MI, 2 * MI + 512,
@@ -60,8 +60,8 @@ SHAPES = {
               ["write -P 18 4M 4M", "write -z 4M 2M", "write -z 12M 4M", "write -P 19 19M 1M"]),
     "zeros-at-the-end": ([], 20 * MI, 5 * MI + 512,
                          ["write -P 18 4M 4M", "write -z 5M 64k", "write -P 19 5184k 1k"]),
-    "many-l1-entries": (["cluster_size=512"], 64 * MI, 3 * MI,
-                        [f"write -P {20 + i} {i * 7}M 3k" for i in range(9)]),
+    "many-l1-entries": (["cluster_size=512"], 12 * MI, 3 * MI,
+                        [f"write -P {20 + i} {i}M 3k" for i in range(12)]),
     "descending": ([], 16 * MI, 6 * MI, [f"write -P {30 + i} {15 - i}M 1M" for i in range(16)]),
     "zlib": ("zlib", 3 * MI, MI, []),
     "zlib-unaligned": ("zlib", 3 * MI, MI + 33 * KI, []),
@@ -160,6 +160,8 @@ def test_host_build_makes_the_same_file(tmp_path, shape):
 @pytest.mark.parametrize("size", [16 * TI, 2 * PI], ids=["16T", "2P"])
 def test_large_and_empty(accel, tmp_path, size):
     """qemu-img writes a table for every hole first: minutes, or never."""
+    if size == 2 * PI and accel != best_accel():
+        pytest.skip("once is enough")
     path = create(tmp_path / "a.qcow2", size)
     qemu_io(path, "write -P 7 0 64k", f"write -P 8 {size - MI} 1M")
     start = time.monotonic()
@@ -373,7 +375,7 @@ def test_163(tmp_path, cluster, bits, old, new, fill):
     if fill == "random":
         random.Random(SEED).shuffle(order)
     if fill != "empty":
-        qemu_io(path, *[f"write -P {1 + i} {i * step} {step}" for i in order])
+        qemu_io(path, *[f"write -P {1 + i} {i * step} {min(step, 128 * KI)}" for i in order])
     reference = copy(path, "reference.qcow2")
     shrink(path, new)
     qemu_img("resize", "-q", "--shrink", "-f", "qcow2", reference, str(new))
@@ -554,12 +556,13 @@ def test_killed_at_any_moment(tmp_path):
         size = info(victim)["virtual-size"]
         assert guest_bytes(victim, tmp_path) == content[size], f"kill {i}"
         seen[size] += 1
+        if i % 4:
+            continue
+        # it can be finished, and even then what was cut off does not come back
         again = launch("resize", "-q", "--shrink", victim, str(new))
         assert (again.returncode, again.stderr) == (0, "")
         assert check_status(victim) in (0, 3)
-        # bytes that were cut off do not come back even then
-        if i % 4 == 0:
-            assert launch("resize", "-q", victim, "8M").returncode == 0
-            assert guest_bytes(victim, tmp_path) == content[new] + bytes(8 * MI - new), f"kill {i}"
+        assert launch("resize", "-q", victim, "8M").returncode == 0
+        assert guest_bytes(victim, tmp_path) == content[new] + bytes(8 * MI - new), f"kill {i}"
     print("killed runs left:", seen)
     assert seen[8 * MI] > 0
