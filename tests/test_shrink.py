@@ -118,7 +118,15 @@ def test_shrink(accel, tmp_path, shape):
     small = old <= 64 * MI
     before = guest_bytes(path, tmp_path) if small else None
     length = os.stat(path).st_size
+    if accel == best_accel():
+        twin = copy(path, "twin.qcow2")
+        status, events = host("resize", resize_request(twin, new, shrink=True), twin, tmp_path)
+        result = outcome(events).resize
+        assert (status, result.action, result.resolved_new_virtual_size) == (0, "shrink", new)
     shrink(path, new, accel=accel)
+    if accel == best_accel():  # the host build makes the same file
+        assert result.file_size_after == os.stat(path).st_size == os.stat(twin).st_size
+        assert sha256(path) == sha256(twin)
     assert info(path)["virtual-size"] == new and check_status(path) == 0
     if not has_extended_l2(path) and not shape.startswith("zstd"):  # which they cannot read
         assert size_by_qcowinfo(path) == new
@@ -141,20 +149,6 @@ def test_shrink(accel, tmp_path, shape):
         assert check_status(grown) == 0
     qemu_io(path, f"write -P 0xee {old - 512} 512")
     assert check_status(path) == 0
-
-
-@pytest.mark.parametrize("shape", sorted(SHAPES))
-def test_host_build_makes_the_same_file(tmp_path, shape):
-    path, _, new = make(tmp_path, shape)
-    twin = copy(path, "twin.qcow2")
-    status, events = host("resize", resize_request(twin, new, shrink=True), twin, tmp_path)
-    assert status == 0
-    shrink(path, new)
-    assert os.stat(path).st_size == os.stat(twin).st_size
-    assert sha256(path) == sha256(twin)
-    result = outcome(events).resize
-    assert result.action == "shrink" and result.resolved_new_virtual_size == new
-    assert result.file_size_after == os.stat(path).st_size
 
 
 @pytest.mark.parametrize("size", [16 * TI, 2 * PI], ids=["16T", "2P"])
@@ -376,7 +370,7 @@ def test_163(tmp_path, cluster, bits, old, new, fill):
         random.Random(SEED).shuffle(order)
     if fill != "empty":
         qemu_io(path, *[f"write -P {1 + i} {i * step} {min(step, 128 * KI)}" for i in order])
-    reference = copy(path, "reference.qcow2")
+    path, reference = (copy(path, n) for n in ("b.qcow2", "reference.qcow2"))  # alike in holes
     shrink(path, new)
     qemu_img("resize", "-q", "--shrink", "-f", "qcow2", reference, str(new))
     assert info(path)["virtual-size"] == new and same_content(path, reference)
