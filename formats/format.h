@@ -70,6 +70,7 @@ struct image {
     struct blk *file[IMAGE_FILES]; /* [0]: the image itself; then data file or extents */
     u8 files;
     bool probed; /* the format was guessed from content */
+    bool opaque; /* its data is encrypted */
     struct image *backing;
     u64 size; /* of the virtual disk, bytes */
     u32 unit; /* cluster, block or grain, bytes; 0 for raw */

@@ -382,6 +382,7 @@ static int qcow2_open(struct image *img, struct err *e)
     if ((rc = read_fields(img, head, e)))
         return rc;
     img->unit = 1u << img->u.qcow2.cluster_bits;
+    img->opaque = img->u.qcow2.crypt_method != 0;
     if ((rc = check_backing(img, e)) || (rc = check_features(img, e)) ||
         (rc = each_extension(img, read_extension, e)) || (rc = check_limits(img, e)) ||
         (rc = check_placement(img, e)) || (rc = measure_snapshots(img, e)))

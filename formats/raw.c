@@ -18,7 +18,7 @@ static const struct magic foreign[] = {
     {0, 4, "KDMV", "VMDK"},
     {0, 4, "COWD", "VMDK"},
     {0, 21, "# Disk DescriptorFile", "VMDK"},
-    {0, 4, "QFI\xfb", "qcow"}, /* version 1: the others have been probed */
+    {0, 8, "QFI\xfb\0\0\0\1", "qcow"}, /* version 1: the others have been probed */
     {0, 4, "QED", "QED"},      /* with its NUL */
     {64, 4, "\x7f\x10\xda\xbe", "VDI"},
     {0, 16, "WithoutFreeSpace", "Parallels"},
@@ -55,12 +55,12 @@ static int raw_open(struct image *img, struct err *e)
     u8 footer[512];
     img->size = b->size;
     img->unit = 0;
-    if (!img->probed || b->size < sizeof footer)
+    if (!img->probed)
         return 0;
     int rc = refuse_foreign(b, e);
-    if (!rc)
+    if (!rc && b->size >= sizeof footer)
         rc = blk_read(b, b->size - sizeof footer, footer, sizeof footer, e);
-    if (!rc && !memcmp(footer, "conectix", 8))
+    if (!rc && b->size >= sizeof footer && !memcmp(footer, "conectix", 8))
         rc = FAIL(e, ERR_UNSUPPORTED_FORMAT,
                   "The file ends in a VHD footer: fixed VHD images are not yet supported (-f raw "
                   "treats the footer as data)",

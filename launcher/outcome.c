@@ -89,7 +89,9 @@ int outcome_check(const instar_Outcome *out, const struct job *job, const struct
                    "request and result");
     if (out->has_error && out->error.code != instar_Code_OK)
         return outcome_error(&out->error, job, e);
-    if (out->has_need_file && disks[0].granted == 0)
+    if (out->has_need_file && disks[0].granted == 0 &&
+        job->request.which_op == instar_Request_resize_tag &&
+        job->request.op.resize.kind != instar_SizeKind_MINUS)
         return 0; /* nothing has been done yet: chain.c attaches the file */
     if (out->which_result != job->request.which_op ||
         (out->which_result == instar_Outcome_resize_tag &&

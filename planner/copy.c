@@ -27,6 +27,14 @@ static int read_piece(struct image *img, u64 voff, u8 *buf, u64 *len, struct err
         if (rc)
             return rc;
         *len = min_u64(*len, x.len);
+        bool content = x.kind == EXTENT_DATA || x.kind == EXTENT_PACKED;
+        if (content && img->opaque)
+            return FAIL(e, ERR_LUKS_UNSUPPORTED,
+                        "Data of an encrypted image must be read, which needs its key", voff, 0);
+        if (content && x.slot >= img->files)
+            return FAIL(e, ERR_EXTERNAL_DATA_FILE,
+                        "Data of an external data file must be read, which is not yet supported",
+                        voff, 0);
         if (x.kind == EXTENT_DATA)
             return blk_read(img->file[x.slot], x.off, buf, *len, e);
         if (x.kind == EXTENT_PACKED)

@@ -86,6 +86,10 @@ int qcow2_drop_spare_blocks(struct image *img, struct qcow2_drop *d, struct err 
     if (sorted != d->spared)
         memcpy(d->spared, sorted, n * 8);
     d->spared_cnt = n;
+    for (u64 i = 1; i < n; i++)
+        if (d->spared[i] == d->spared[i - 1])
+            return FAIL(e, ERR_OVERLAY_CORRUPT, "Two refcount blocks stand at {val}", 0,
+                        d->spared[i] << q->cluster_bits);
     return 0;
 }
 

@@ -164,7 +164,10 @@ static int lengthen(struct grow *g, struct err *e)
     u64 want = g->plan.alloc.end * g->cluster;
     if (g->plan.l1_size > g->q->l1_size && !g->plan.l1_clusters)
         want = max_u64(want, g->q->l1_table_offset + g->plan.l1_size * 8ull);
+    if (g->img->file[0]->size % g->q->l2_entry_size) /* it ends inside a table entry */
+        want = max_u64(want, g->img->file[0]->size);
     want = round_up(want, g->cluster);
+    g->wrote |= want > g->img->file[0]->size;
     return want > g->img->file[0]->size ? plan_length(g->s, want, "room for the tables", e) : 0;
 }
 
@@ -261,7 +264,8 @@ static int fill(struct grow *g, const struct resize_args *a, struct plan_state *
 }
 
 /* Once the tables are ready: where the fill begins. */
-static int begin_fill(struct grow *g, struct plan_state *state, struct err *e)
+static int begin_fill(struct grow *g, const struct resize_args *a, struct plan_state *state,
+                      struct err *e)
 {
     u64 size = g->img->size, last = round_down(size, g->cluster);
     struct extent x = {.kind = EXTENT_HOLE};
@@ -289,7 +293,11 @@ static int begin_fill(struct grow *g, struct plan_state *state, struct err *e)
     state->v[V_VOFF] = last;
     if (part && !state->v[V_HEAD] && !(g->fill == QCOW2_FILL_DATA && g->tail.hole))
         state->v[V_VOFF] = last + g->cluster;
-    return 0;
+    if (g->q->crypt_method && (g->fill == QCOW2_FILL_DATA || state->v[V_HEAD]))
+        return FAIL(e, ERR_LUKS_UNSUPPORTED,
+                    "Growing this encrypted overlay must write data, which needs the key", size, 0);
+    /* What cannot be read is refused now, not after an epoch has been applied. */
+    return state->v[V_HEAD] ? chain_read(g->img, last, a->work, size - last, e) : 0;
 }
 
 int qcow2_plan_grow(struct image *img, const struct resize_args *a, struct plan_state *state,
@@ -305,7 +313,7 @@ int qcow2_plan_grow(struct image *img, const struct resize_args *a, struct plan_
         state->more = true;
         return qcow2_alloc_move_reftable(img, &g.plan.alloc, s, e);
     }
-    if (g.fill && (rc = begin_fill(&g, state, e)))
+    if (g.fill && (rc = begin_fill(&g, a, state, e)))
         return rc;
     if (g.fill)
         state->eventual = qcow2_fill_eventual(
