@@ -43,6 +43,9 @@ struct facts {
     bool encrypted, dirty, corrupt;
     char backing[1024], backing_format[16]; /* as stored, NUL-terminated; "" if none */
     u32 backing_len;
+    char data_file[1024]; /* the external data file's name, likewise */
+    u32 data_file_len;
+    bool has_data_file; /* its guest data is in another file, named or not */
     unsigned cnt;
     struct fact fact[FACTS_MAX];
 };

@@ -19,6 +19,16 @@ u64 qcow2_l1_entries(const struct qcow2 *q, u64 size)
     return div_up(size, 1ull << (q->cluster_bits + q->l2_bits));
 }
 
+u64 qcow2_reftable_entries(const struct qcow2 *q)
+{
+    return (u64)q->refcount_table_clusters << (q->cluster_bits - 3);
+}
+
+u32 qcow2_refblock_bits(const struct qcow2 *q)
+{
+    return q->cluster_bits + 3 - q->refcount_order;
+}
+
 static bool qcow2_probe(struct blk *b)
 {
     u8 magic[8];
@@ -202,6 +212,9 @@ static int read_extension(struct image *img, u32 type, u64 off, u32 len, struct 
         q->crypto_length = be64(p + 8);
         return 0;
     case QEXT_DATA_FILE:
+        if (len > 1023)
+            return FAIL(e, ERR_PARSE_FAILED, "The name of the external data file is too long", off,
+                        len);
         q->has_data_file_ext = true;
         q->data_file_offset = off;
         q->data_file_size = len;
@@ -403,9 +416,13 @@ static int qcow2_facts(struct image *img, struct facts *f, struct err *e)
     f->dirty = q->incompatible & QCOW2_INCOMPAT_DIRTY;
     f->corrupt = q->incompatible & QCOW2_INCOMPAT_CORRUPT;
     f->backing_len = q->backing_file_offset ? q->backing_file_size : 0;
+    f->has_data_file = q->incompatible & QCOW2_INCOMPAT_DATA_FILE;
+    f->data_file_len = f->has_data_file && q->has_data_file_ext ? q->data_file_size : 0;
     int rc = read_name(img, q->backing_file_offset, f->backing_len, f->backing, e);
     if (!rc && f->backing_len)
         rc = read_name(img, q->backing_format_offset, q->backing_format_size, f->backing_format, e);
+    if (!rc)
+        rc = read_name(img, q->data_file_offset, f->data_file_len, f->data_file, e);
     facts_text(f, "compat", q->version == 2 ? "0.10" : "1.1");
     facts_text(f, "compression type", q->compression_type ? "zstd" : "zlib");
     if (q->version == 3)

@@ -8,7 +8,7 @@
 
 #include "table.h"
 
-enum qcow2_header { /* "Header" */
+enum qcow2_header_field { /* "Header" */
     QH_MAGIC = 0,
     QH_VERSION = 4,
     QH_BACKING_FILE_OFFSET = 8,
@@ -99,6 +99,10 @@ struct extent;
 
 /* L1 entries that a disk of `size` bytes needs. */
 u64 qcow2_l1_entries(const struct qcow2 *q, u64 size);
+/* Entries of the refcount table. */
+u64 qcow2_reftable_entries(const struct qcow2 *q);
+/* log2 of the entries of a refcount block. */
+u32 qcow2_refblock_bits(const struct qcow2 *q);
 /* Refuses a metadata structure of `len` bytes (> 0) at `off` that is not cluster-aligned, does not
  * lie inside the file (its last cluster may be cut short), or touches the header or a table that
  * the header names. ERR_OVERLAY_CORRUPT with `what`; val is the offset. */

@@ -65,7 +65,7 @@ struct plan_state {
     u32 epoch; /* 0 in the first call; counted by plan_run() */
     bool more; /* set by the planner: another epoch follows */
     u64 eventual; /* set in the first epoch of several: the most that the file may come to, bytes */
-    u64 v[8];     /* the planner's own */
+    u64 v[12];    /* the planner's own */
 };
 
 enum preallocation { PREALLOC_OFF, PREALLOC_METADATA, PREALLOC_FALLOC, PREALLOC_FULL };
@@ -115,7 +115,8 @@ struct plan_host {
 
 /* Runs each epoch twice from the same state: into the check sink, which proves it legal and adds up
  * what it needs, then, once granted, into the apply sink. The image is opened anew before each
- * pass; if it changed in between, the streams differ: ERR_HEADER_MISMATCH, before the commit. */
+ * pass but the first; if it changed in between, the streams differ: ERR_HEADER_MISMATCH, before the
+ * commit, or at the end of an epoch that has none. */
 int plan_resize(struct image *img, const struct resize_args *a, struct plan_host *h, struct err *e);
 
 #endif

@@ -4,6 +4,7 @@
  * not zero is written there. New refcount blocks count themselves where they can.
  */
 #include "qcow2_alloc.h"
+#include "qcow2_header.h"
 
 enum {
     SKIP_MAX = 256 << 20, /* bytes of counted clusters past the end that are stepped over */
@@ -225,7 +226,7 @@ static int copy_reftable(struct image *img, const struct qcow2_alloc *a, struct 
 {
     const struct qcow2 *q = &img->u.qcow2;
     u64 to = a->reftable.first * img->unit, from = q->refcount_table_offset;
-    u64 entries = (u64)q->refcount_table_clusters << (q->cluster_bits - 3);
+    u64 entries = qcow2_reftable_entries(q);
     for (u64 i = 0, end; i < entries; i = end + 1) {
         for (end = i; end < entries; end++) { /* [i, end) holds no entry of a new block */
             u64 off = 1;
@@ -294,16 +295,17 @@ int qcow2_alloc_move_reftable(struct image *img, const struct qcow2_alloc *a, st
     struct qcow2_alloc table = *a;
     struct cluster_run old = {q->refcount_table_offset >> q->cluster_bits,
                               q->refcount_table_clusters};
-    u8 field[QH_NB_SNAPSHOTS - QH_REFCOUNT_TABLE_OFFSET];
+    struct qcow2_header h;
     table.payload.cnt = 0; /* its blocks are made, its clusters are not counted yet */
     table.end = table.payload.first;
-    put_be64(field, table.reftable.first * img->unit);
-    put_be32(field + 8, (u32)table.reftable.cnt);
-    int rc = plan_length(s, table.end * img->unit, "room for a longer refcount table", e);
+    int rc = qcow2_header_read(img, &h, e);
+    if (rc)
+        return rc;
+    qcow2_header_put64(&h, QH_REFCOUNT_TABLE_OFFSET, table.reftable.first * img->unit);
+    qcow2_header_put32(&h, QH_REFCOUNT_TABLE_CLUSTERS, (u32)table.reftable.cnt);
+    rc = plan_length(s, table.end * img->unit, "room for a longer refcount table", e);
     if (rc || (rc = qcow2_alloc_emit(img, &table, s, e)) ||
-        (rc = plan_commit(s, QH_REFCOUNT_TABLE_OFFSET, field, sizeof field,
-                          "the longer refcount table", e)) ||
-        (rc = plan_barrier(s, "the longer refcount table is durable", e)) ||
+        (rc = qcow2_header_commit(&h, s, "the longer refcount table", e)) ||
         (rc = qcow2_release(img, &table, &old, 1, s, "the old refcount table", e)))
         return rc;
     return plan_barrier(s, "done", e);

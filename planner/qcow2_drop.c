@@ -8,7 +8,7 @@
 void qcow2_drop_init(const struct image *img, struct qcow2_drop *d, void *mem, size_t len)
 {
     const struct qcow2 *q = &img->u.qcow2;
-    u64 blocks = (u64)q->refcount_table_clusters << (q->cluster_bits - 3);
+    u64 blocks = qcow2_reftable_entries(q);
     assert(len >= QCOW2_DROP_CHUNK + QCOW2_MAX_REFTABLE_BYTES + (4 << 20));
     *d = (struct qcow2_drop){.buf = mem,
                              .cap = (len - QCOW2_DROP_CHUNK - blocks * 8) / 16,
@@ -73,7 +73,7 @@ static u64 *sort(u64 *a, u64 *tmp, u64 cnt)
 int qcow2_drop_spare_blocks(struct image *img, struct qcow2_drop *d, struct err *e)
 {
     const struct qcow2 *q = &img->u.qcow2;
-    u64 entries = (u64)q->refcount_table_clusters << (q->cluster_bits - 3), n = 0;
+    u64 entries = qcow2_reftable_entries(q), n = 0;
     for (u64 i = 0; i < entries; i++) {
         u64 off;
         int rc = qcow2_refblock(img, i, &off, e);

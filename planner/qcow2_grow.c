@@ -14,6 +14,8 @@
 #include "qcow2_grow.h"
 #include "copy.h"
 #include "qcow2_fill.h"
+#include "qcow2_header.h"
+#include "qcow2_state.h"
 
 /* How the L1 table becomes longer; the clusters that takes. ERR_INVALID_NEW_SIZE. */
 static int l1_query(const struct qcow2_grow_in *in, struct qcow2_grow *out, struct err *e)
@@ -51,10 +53,6 @@ int qcow2_grow_query(const struct qcow2_grow_in *in, struct qcow2_grow *out, str
     set_action(out);
     return rc;
 }
-
-/* plan_state.v; phases 1 and 2 are the shrink's. */
-enum { V_PHASE, V_VOFF, V_HEAD };
-enum { PHASE_TABLES, PHASE_FILL = 3 };
 
 /* What the steps below share. */
 struct grow {
@@ -192,27 +190,24 @@ static int prepare(struct grow *g, struct err *e)
     return rc ? rc : plan_barrier(g->s, "copies are in the place of what is shared", e);
 }
 
-/* The header fields that change, from `size` on, in one write inside sector 0. */
+/* The header fields that change, in one write inside sector 0. */
 static int commit(struct grow *g, u64 size, struct err *e)
 {
-    u8 field[QH_NB_SNAPSHOTS - QH_SIZE];
-    const struct qcow2 *q = g->q;
     const struct qcow2_alloc *a = &g->plan.alloc;
-    bool l1_moves = g->plan.l1_clusters, rt_moves = a->reftable.cnt;
-    u32 end = rt_moves                       ? QH_NB_SNAPSHOTS
-              : l1_moves                     ? QH_REFCOUNT_TABLE_OFFSET
-              : g->plan.l1_size > q->l1_size ? QH_L1_TABLE_OFFSET
-                                             : QH_CRYPT_METHOD;
-    put_be64(field, size);
-    put_be32(&field[QH_CRYPT_METHOD - QH_SIZE], q->crypt_method);
-    put_be32(&field[QH_L1_SIZE - QH_SIZE], g->plan.l1_size);
-    put_be64(&field[QH_L1_TABLE_OFFSET - QH_SIZE],
-             l1_moves ? a->payload.first * g->cluster : q->l1_table_offset);
-    put_be64(&field[QH_REFCOUNT_TABLE_OFFSET - QH_SIZE], a->reftable.first * g->cluster);
-    put_be32(&field[QH_REFCOUNT_TABLE_CLUSTERS - QH_SIZE], (u32)a->reftable.cnt);
-    int rc = plan_commit(g->s, QH_SIZE, field, end - QH_SIZE,
-                         "the new size, and the tables that serve it", e);
-    return rc ? rc : plan_barrier(g->s, "the new size is durable", e);
+    struct qcow2_header h;
+    int rc = qcow2_header_read(g->img, &h, e);
+    if (rc)
+        return rc;
+    qcow2_header_put64(&h, QH_SIZE, size);
+    if (g->plan.l1_size > g->q->l1_size)
+        qcow2_header_put32(&h, QH_L1_SIZE, g->plan.l1_size);
+    if (g->plan.l1_clusters)
+        qcow2_header_put64(&h, QH_L1_TABLE_OFFSET, a->payload.first * g->cluster);
+    if (a->reftable.cnt) {
+        qcow2_header_put64(&h, QH_REFCOUNT_TABLE_OFFSET, a->reftable.first * g->cluster);
+        qcow2_header_put32(&h, QH_REFCOUNT_TABLE_CLUSTERS, (u32)a->reftable.cnt);
+    }
+    return qcow2_header_commit(&h, g->s, "the new size, and the tables that serve it", e);
 }
 
 static int give_back(struct grow *g, struct err *e)

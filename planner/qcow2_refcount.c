@@ -32,16 +32,11 @@ void qcow2_count_put(u8 *p, u32 order, u64 i, u64 v)
         p[i * n + k] = (u8)v;
 }
 
-u32 qcow2_refblock_bits(const struct qcow2 *q)
-{
-    return q->cluster_bits + 3 - q->refcount_order;
-}
-
 int qcow2_refblock(struct image *img, u64 idx, u64 *off, struct err *e)
 {
     struct qcow2 *q = &img->u.qcow2;
     struct table rt = {img->file[0], &img->win, q->refcount_table_offset,
-                       (u64)q->refcount_table_clusters << (q->cluster_bits - 3)};
+                       qcow2_reftable_entries(q)};
     u64 entry;
     int rc = table_get(&rt, idx, &entry, e);
     if (rc)

@@ -17,9 +17,6 @@ struct cluster_run {
 u64 qcow2_count_get(const u8 *p, u32 order, u64 i);
 void qcow2_count_put(u8 *p, u32 order, u64 i, u64 v);
 
-/* log2 of the entries of a refcount block. */
-u32 qcow2_refblock_bits(const struct qcow2 *q);
-
 /* The offset of refcount block `idx`, 0 if there is none. ERR_OVERLAY_CORRUPT: reserved bits,
  * misplaced, or on top of a table that the header names. */
 int qcow2_refblock(struct image *img, u64 idx, u64 *off, struct err *e);

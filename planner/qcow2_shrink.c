@@ -16,13 +16,11 @@
 #include "qcow2_shrink.h"
 #include "qcow2_alloc.h"
 #include "qcow2_drop.h"
+#include "qcow2_header.h"
+#include "qcow2_state.h"
 #include "qcow2_tail.h"
 
 enum { PUNCH_MAX = 100000 };
-
-/* plan_state.v */
-enum { V_PHASE, V_OLD_L1_SIZE, V_L1_IDX, V_L2_IDX, V_PUNCHES };
-enum { PHASE_COMMIT, PHASE_STREAM, PHASE_BLOCKS }; /* qcow2_grow.c has others */
 
 struct shrink {
     struct image *img;
@@ -80,7 +78,7 @@ static int list_stale(struct shrink *k, const struct qcow2_tail *t, struct err *
 static int check_reftable(struct image *img, struct err *e)
 {
     const struct qcow2 *q = &img->u.qcow2;
-    for (u64 i = 0; i < (u64)q->refcount_table_clusters << (q->cluster_bits - 3); i++) {
+    for (u64 i = 0; i < qcow2_reftable_entries(q); i++) {
         u64 off;
         int rc = qcow2_refblock_sound(img, i, &off, e);
         if (rc)
@@ -99,19 +97,17 @@ static int whole_clusters(struct shrink *k, struct err *e)
 
 static int commit(struct shrink *k, const struct qcow2_tail *t, struct err *e)
 {
-    u8 field[QH_L1_TABLE_OFFSET - QH_SIZE];
+    struct qcow2_header h;
     u64 used = qcow2_l1_entries(k->q, k->new_size);
-    put_be64(field, k->new_size);
-    put_be32(&field[QH_CRYPT_METHOD - QH_SIZE], k->q->crypt_method);
-    put_be32(&field[QH_L1_SIZE - QH_SIZE], (u32)used);
     k->v[V_PHASE] = PHASE_STREAM;
     k->v[V_OLD_L1_SIZE] = k->q->l1_size;
     k->v[V_L1_IDX] = used;
-    int rc = list_stale(k, t, e);
-    if (rc || (rc = whole_clusters(k, e)) ||
-        (rc = plan_commit(k->s, QH_SIZE, field, sizeof field,
-                          "the new size, and the shorter L1 table", e)) ||
-        (rc = plan_barrier(k->s, "the new size is durable", e)) ||
+    int rc = qcow2_header_read(k->img, &h, e);
+    if (rc || (rc = list_stale(k, t, e)) || (rc = whole_clusters(k, e)))
+        return rc;
+    qcow2_header_put64(&h, QH_SIZE, k->new_size);
+    qcow2_header_put32(&h, QH_L1_SIZE, (u32)used);
+    if ((rc = qcow2_header_commit(&h, k->s, "the new size, and the shorter L1 table", e)) ||
         (rc = qcow2_tail_zero(k->img, t, k->s, e)))
         return rc;
     if (t->zero || t->stale_end)
@@ -212,7 +208,7 @@ static int cut(struct shrink *k, u64 last, struct err *e)
 static int blocks(struct shrink *k, struct plan_state *state, struct err *e)
 {
     const struct qcow2 *q = k->q;
-    u64 entries = (u64)q->refcount_table_clusters << (q->cluster_bits - 3), last = 0;
+    u64 entries = qcow2_reftable_entries(q), last = 0;
     u64 room = k->drop.cap / 2, left = PUNCH_MAX - k->v[V_PUNCHES];
     struct qcow2_drop self = {.idx = k->drop.tmp + room,
                               .file_size = k->drop.file_size}; /* the list uses the first half only */

@@ -89,7 +89,7 @@ static int check_no_block(struct image *img, const struct qcow2_tail *t, u64 fir
                           struct err *e)
 {
     const struct qcow2 *q = &img->u.qcow2;
-    u64 entries = (u64)q->refcount_table_clusters << (q->cluster_bits - 3);
+    u64 entries = qcow2_reftable_entries(q);
     for (u64 i = 0; i < entries; i++) {
         u64 off;
         int rc = qcow2_refblock(img, i, &off, e);
