@@ -19,6 +19,11 @@ u64 qcow2_l1_entries(const struct qcow2 *q, u64 size)
     return div_up(size, 1ull << (q->cluster_bits + q->l2_bits));
 }
 
+bool qcow2_has_data_file(const struct qcow2 *q)
+{
+    return q->incompatible & QCOW2_INCOMPAT_DATA_FILE;
+}
+
 u64 qcow2_reftable_entries(const struct qcow2 *q)
 {
     return (u64)q->refcount_table_clusters << (q->cluster_bits - 3);
@@ -416,7 +421,7 @@ static int qcow2_facts(struct image *img, struct facts *f, struct err *e)
     f->dirty = q->incompatible & QCOW2_INCOMPAT_DIRTY;
     f->corrupt = q->incompatible & QCOW2_INCOMPAT_CORRUPT;
     f->backing_len = q->backing_file_offset ? q->backing_file_size : 0;
-    f->has_data_file = q->incompatible & QCOW2_INCOMPAT_DATA_FILE;
+    f->has_data_file = qcow2_has_data_file(q);
     f->data_file_len = f->has_data_file && q->has_data_file_ext ? q->data_file_size : 0;
     int rc = read_name(img, q->backing_file_offset, f->backing_len, f->backing, e);
     if (!rc && f->backing_len)
@@ -429,7 +434,7 @@ static int qcow2_facts(struct image *img, struct facts *f, struct err *e)
         facts_bool(f, "lazy refcounts", q->compatible & QCOW2_COMPAT_LAZY_REFCOUNTS);
     facts_number(f, "refcount bits", 1ull << q->refcount_order);
     if (q->version == 3) {
-        if (q->incompatible & QCOW2_INCOMPAT_DATA_FILE)
+        if (qcow2_has_data_file(q))
             facts_bool(f, "data file raw", q->autoclear & QCOW2_AUTOCLEAR_DATA_FILE_RAW);
         facts_bool(f, "corrupt", f->corrupt);
         facts_bool(f, "extended l2", q->incompatible & QCOW2_INCOMPAT_EXTL2);

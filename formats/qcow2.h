@@ -99,6 +99,8 @@ struct extent;
 
 /* L1 entries that a disk of `size` bytes needs. */
 u64 qcow2_l1_entries(const struct qcow2 *q, u64 size);
+/* Is the guest's data in a file of its own, file[1]? Its offsets are the guest's. */
+bool qcow2_has_data_file(const struct qcow2 *q);
 /* Entries of the refcount table. */
 u64 qcow2_reftable_entries(const struct qcow2 *q);
 /* log2 of the entries of a refcount block. */

@@ -32,7 +32,7 @@ int qcow2_packed(struct image *img, u64 entry, struct extent *x, struct err *e)
     u32 bits = 62 - (q->cluster_bits - 8);
     u64 off = entry & ((1ull << bits) - 1);
     u64 sectors = (entry & (QCOW2_COMPRESSED - 1)) >> bits;
-    if ((entry & QCOW2_COPIED) || (q->incompatible & QCOW2_INCOMPAT_DATA_FILE) ||
+    if ((entry & QCOW2_COPIED) || qcow2_has_data_file(q) ||
         off >= QCOW2_MAX_OFFSET)
         return FAIL(e, ERR_OVERLAY_CORRUPT, "Compressed cluster entry is invalid: {val:x}", off,
                     entry);
@@ -47,11 +47,11 @@ int qcow2_packed(struct image *img, u64 entry, struct extent *x, struct err *e)
 static int plain(struct image *img, u64 entry, u64 bitmap, u64 in, struct extent *x, struct err *e)
 {
     struct qcow2 *q = &img->u.qcow2;
-    bool extl2 = q->l2_entry_size == 16, data_file = q->incompatible & QCOW2_INCOMPAT_DATA_FILE;
+    bool extl2 = q->l2_entry_size == 16, data_file = qcow2_has_data_file(q);
     u64 off = entry & QCOW2_OFFSET_MASK;
     u64 reserved = QCOW2_L2_RESERVED | (extl2 || q->version == 2 ? QCOW2_L2_ZERO : 0);
     bool allocated = off || (data_file && (entry & QCOW2_COPIED));
-    if ((entry & reserved) || off % img->unit)
+    if ((entry & reserved) || off % img->unit || (data_file && allocated && off != x->voff - in))
         return FAIL(e, ERR_OVERLAY_CORRUPT, "L2 entry for {off} is invalid: {val:x}", x->voff,
                     entry);
     x->slot = data_file ? 1 : 0;

@@ -35,25 +35,25 @@ void digest_patch(struct digest *d, const struct patch *p)
     d->cnt++;
 }
 
-static int emit(struct sink *s, struct patch p, struct err *e)
+int plan_emit(struct sink *s, struct patch p, struct err *e)
 {
     return s->emit(s, &p, e);
 }
 
 int plan_length(struct sink *s, u64 len, const char *why, struct err *e)
 {
-    return emit(s, (struct patch){.kind = PATCH_LENGTH, .len = len, .why = why}, e);
+    return plan_emit(s, (struct patch){.kind = PATCH_LENGTH, .len = len, .why = why}, e);
 }
 
 int plan_write(struct sink *s, u64 off, const void *data, u64 len, const char *why, struct err *e)
 {
-    return emit(
+    return plan_emit(
         s, (struct patch){.kind = PATCH_WRITE, .off = off, .len = len, .data = data, .why = why}, e);
 }
 
 int plan_commit(struct sink *s, u64 off, const void *data, u64 len, const char *why, struct err *e)
 {
-    return emit(s,
+    return plan_emit(s,
                 (struct patch){.kind = PATCH_WRITE,
                                .off = off,
                                .len = len,
@@ -65,12 +65,12 @@ int plan_commit(struct sink *s, u64 off, const void *data, u64 len, const char *
 
 int plan_zero(struct sink *s, u64 off, u64 len, const char *why, struct err *e)
 {
-    return emit(s, (struct patch){.kind = PATCH_ZERO, .off = off, .len = len, .why = why}, e);
+    return plan_emit(s, (struct patch){.kind = PATCH_ZERO, .off = off, .len = len, .why = why}, e);
 }
 
 int plan_copy(struct sink *s, u64 off, u64 from_off, u64 len, const char *why, struct err *e)
 {
-    return emit(
+    return plan_emit(
         s,
         (struct patch){.kind = PATCH_COPY, .off = off, .from_off = from_off, .len = len, .why = why},
         e);
@@ -78,12 +78,34 @@ int plan_copy(struct sink *s, u64 off, u64 from_off, u64 len, const char *why, s
 
 int plan_discard(struct sink *s, u64 off, u64 len, const char *why, struct err *e)
 {
-    return emit(s, (struct patch){.kind = PATCH_DISCARD, .off = off, .len = len, .why = why}, e);
+    return plan_emit(s, (struct patch){.kind = PATCH_DISCARD, .off = off, .len = len, .why = why}, e);
 }
 
 int plan_barrier(struct sink *s, const char *why, struct err *e)
 {
-    return emit(s, (struct patch){.kind = PATCH_BARRIER, .why = why}, e);
+    return plan_emit(s, (struct patch){.kind = PATCH_BARRIER, .why = why}, e);
+}
+
+int plan_preallocate(struct sink *s, u8 slot, u64 off, u64 len, enum preallocation how, void *work,
+                     struct err *e)
+{
+    struct patch p = {.slot = slot, .off = off, .len = len};
+    if (how < PREALLOC_FALLOC || !len)
+        return 0;
+    if (how == PREALLOC_FALLOC) {
+        p.kind = PATCH_ZERO;
+        p.why = "preallocated: the host reserves the space";
+        return plan_emit(s, p, e);
+    }
+    p.kind = PATCH_WRITE;
+    p.why = "preallocated: zeros are written";
+    p.data = memset(work, 0, PLAN_PREALLOCATE_WORK);
+    int rc = 0;
+    for (; !rc && p.off < off + len; p.off += p.len) {
+        p.len = min_u64(off + len - p.off, PLAN_PREALLOCATE_WORK);
+        rc = plan_emit(s, p, e);
+    }
+    return rc;
 }
 
 /* A planner's step with its arguments, so that plan_run() serves every kind of change. */

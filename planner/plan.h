@@ -51,7 +51,8 @@ struct sink {
     int (*emit)(struct sink *, const struct patch *, struct err *);
 };
 
-/* Emitting, for planners: file[0], with the reason. */
+/* Emitting, for planners: any patch; then, with the reason, those to file[0]. */
+int plan_emit(struct sink *s, struct patch p, struct err *e);
 int plan_length(struct sink *s, u64 len, const char *why, struct err *e);
 int plan_write(struct sink *s, u64 off, const void *data, u64 len, const char *why, struct err *e);
 int plan_commit(struct sink *s, u64 off, const void *data, u64 len, const char *why, struct err *e);
@@ -60,6 +61,14 @@ int plan_copy(struct sink *s, u64 off, u64 from_off, u64 len, const char *why, s
 int plan_discard(struct sink *s, u64 off, u64 len, const char *why, struct err *e);
 int plan_barrier(struct sink *s, const char *why, struct err *e);
 
+enum preallocation { PREALLOC_OFF, PREALLOC_METADATA, PREALLOC_FALLOC, PREALLOC_FULL };
+
+/* Emits what makes the host allocate [off, off+len) of file `slot`, which reads zero already: by
+ * zeroing (FALLOC), or by writing zeros (FULL) out of `work`; nothing for the other two. */
+int plan_preallocate(struct sink *s, u8 slot, u64 off, u64 len, enum preallocation how, void *work,
+                     struct err *e);
+enum { PLAN_PREALLOCATE_WORK = 1 << 20 /* bytes of `work` */ };
+
 /* What a planner remembers from one epoch to the next; plan_run() copies it freely. */
 struct plan_state {
     u32 epoch; /* 0 in the first call; counted by plan_run() */
@@ -67,8 +76,6 @@ struct plan_state {
     u64 eventual; /* set in the first epoch of several: the most that the file may come to, bytes */
     u64 v[12];    /* the planner's own */
 };
-
-enum preallocation { PREALLOC_OFF, PREALLOC_METADATA, PREALLOC_FALLOC, PREALLOC_FULL };
 
 struct resize_args {
     u64 new_size; /* bytes; differs from img->size in the first epoch */

@@ -3,6 +3,7 @@
  * qcow2: which images can be changed at all, and the plan that serves a request. Messages are
  * qemu-img's where it has them (parity A.6).
  */
+#include "qcow2_data.h"
 #include "qcow2_grow.h"
 #include "qcow2_shrink.h"
 
@@ -24,10 +25,6 @@ static int check_supported(const struct image *img, const struct resize_args *a,
         return FAIL(e, ERR_BITMAPS_UNSUPPORTED,
                     "Resizing an image with persistent bitmaps is not yet supported", 0,
                     q->nb_bitmaps);
-    if (q->incompatible & QCOW2_INCOMPAT_DATA_FILE)
-        return FAIL(e, ERR_EXTERNAL_DATA_FILE,
-                    "Resizing an image with an external data file is not yet supported",
-                    QH_INCOMPATIBLE_FEATURES, 0);
     if (q->incompatible & QCOW2_INCOMPAT_DIRTY)
         return FAIL(e, ERR_INCONSISTENT,
                     "The image was not closed cleanly (dirty bit); repairing it is not yet "
@@ -37,7 +34,7 @@ static int check_supported(const struct image *img, const struct resize_args *a,
         return FAIL(e, ERR_LUKS_UNSUPPORTED,
                     "Preallocation in an encrypted image needs its key, and is not supported",
                     QH_CRYPT_METHOD, q->crypt_method);
-    return 0;
+    return qcow2_data_check(img, e);
 }
 
 /* Before anything else is changed, as the specification demands. */

@@ -34,6 +34,8 @@ void qcow2_drop_entry(struct image *img, struct qcow2_drop *d, u64 entry)
     const struct qcow2 *q = &img->u.qcow2;
     struct err ignored = {0};
     u64 off = entry & QCOW2_OFFSET_MASK, len = img->unit;
+    if (qcow2_has_data_file(q)) /* whose clusters nobody counts */
+        return;
     if (entry & QCOW2_COMPRESSED) {
         struct extent x;
         if (qcow2_packed(img, entry, &x, &ignored))

@@ -11,7 +11,6 @@ enum {
     BATCH_CLUSTERS = 32768, /* data clusters of an epoch, about; at least one table's */
     BATCH_TABLES = 512,     /* so that their L1 entries fit a stack buffer */
     CHUNK = 64 << 10,       /* bytes of an L2 table per patch */
-    WRITE_CHUNK = QCOW2_FILL_WORK, /* bytes of real zeros per patch (PREALLOC_FULL) */
 };
 
 struct fill {
@@ -39,17 +38,25 @@ static void table_part(const struct fill *f, u64 t, u64 *from, u64 *to)
     *to = min_u64(f->end - base, f->per_table);
 }
 
-/* Data clusters of this epoch: all, or the first, or none. */
+/* Data clusters of this epoch: all, or the first, or none. In an external data file they take no
+ * cluster of this one. */
 static u64 data_clusters(const struct fill *f)
 {
     return f->a->kind == QCOW2_FILL_DATA ? f->end - f->first : f->head;
+}
+
+/* Where the data clusters of the epoch stand: behind the new tables, or in the data file, where the
+ * guest has them. */
+static u64 first_data(const struct fill *f)
+{
+    return qcow2_has_data_file(f->q) ? f->first : f->alloc.payload.first + new_tables(f);
 }
 
 /* The entry of cluster c of the disk. */
 static void put_entry(const struct fill *f, u64 c, u8 *p)
 {
     bool data = c - f->first < data_clusters(f), extl2 = f->q->l2_entry_size == 16;
-    u64 at = f->alloc.payload.first + new_tables(f) + c - f->first;
+    u64 at = first_data(f) + c - f->first;
     put_be64(p, data    ? at << f->q->cluster_bits | QCOW2_COPIED
                 : extl2 ? 0
                         : QCOW2_L2_ZERO);
@@ -75,38 +82,44 @@ static int emit_entries(struct fill *f, u64 t, u64 l2, struct err *e)
     return rc;
 }
 
-/* What the data clusters hold, or how the host allocates them: by zeroing, or by writing zeros. */
+/* What the data clusters hold. Where they must be allocated by the host, that goes as far as the
+ * new disk in a data file, which ends there. */
 static int emit_data(struct fill *f, struct err *e)
 {
-    u64 off = (f->alloc.payload.first + new_tables(f)) << f->q->cluster_bits;
+    u8 slot = qcow2_has_data_file(f->q);
+    u64 off = first_data(f) << f->q->cluster_bits;
     u64 end = off + (data_clusters(f) << f->q->cluster_bits);
     int rc = 0;
-    if (f->head) {
-        rc = plan_write(f->s, off, f->a->head, f->a->head_len,
-                        "what the backing file shows before the old end of the disk", e);
-        off += f->a->preallocation < PREALLOC_FALLOC ? f->img->unit : f->a->head_len;
-    }
-    if (rc || off == end || f->a->preallocation < PREALLOC_FALLOC)
-        return rc;
-    if (f->a->preallocation == PREALLOC_FALLOC)
-        return plan_zero(f->s, off, end - off, "preallocated: the host reserves the space", e);
-    memset(f->a->work, 0, WRITE_CHUNK);
-    for (u64 n; !rc && off < end; off += n) {
-        n = min_u64(end - off, WRITE_CHUNK);
-        rc = plan_write(f->s, off, f->a->work, n, "preallocated: zeros are written", e);
-    }
-    return rc;
+    if (slot)
+        end = min_u64(end, f->a->end);
+    if (f->head)
+        rc = plan_emit(f->s,
+                       (struct patch){.kind = PATCH_WRITE,
+                                      .slot = slot,
+                                      .off = off,
+                                      .len = f->a->head_len,
+                                      .data = f->a->head,
+                                      .why = "what the backing file shows before the old end of "
+                                             "the disk"},
+                       e);
+    if (f->head)
+        off += f->a->head_len;
+    return rc ? rc
+              : plan_preallocate(f->s, slot, off, end - off, f->a->preallocation, f->a->work, e);
 }
 
 /* Everything that nothing points at yet. */
 static int emit_new(struct fill *f, struct err *e)
 {
-    int rc = plan_length(f->s, f->alloc.end * f->img->unit, "room for what is mapped", e);
+    u64 end = max_u64(f->alloc.end * f->img->unit, round_up(f->img->file[0]->size, f->img->unit));
+    int rc = plan_length(f->s, end, "room for what is mapped", e);
     for (u64 t = f->old_l2 != 0; !rc && t < f->tables; t++)
         rc = emit_entries(f, t, (f->alloc.payload.first + t - (f->old_l2 != 0)) * f->img->unit, e);
     if (!rc)
         rc = emit_data(f, e);
-    return rc ? rc : qcow2_alloc_emit(f->img, &f->alloc, f->s, e);
+    if (rc || f->alloc.payload.cnt)
+        return rc ? rc : qcow2_alloc_emit(f->img, &f->alloc, f->s, e);
+    return plan_barrier(f->s, "what will be mapped is durable", e);
 }
 
 static int link_new(struct fill *f, struct err *e)
@@ -134,7 +147,7 @@ int qcow2_fill_step(struct image *img, const struct qcow2_fill_args *a, u64 *vof
     f.end = min_u64(div_up(a->end, img->unit), (f.l1_first + f.tables) * f.per_table);
     f.tables = div_up(f.end, f.per_table) - f.l1_first;
     int rc = qcow2_l1_get(img, f.l1_first, &f.old_l2, e);
-    u64 clusters = new_tables(&f) + data_clusters(&f);
+    u64 clusters = new_tables(&f) + (qcow2_has_data_file(q) ? 0 : data_clusters(&f));
     if (!rc && clusters)
         rc = qcow2_alloc_place(img, clusters, NULL, 0, &f.alloc, e);
     if (rc)
@@ -142,8 +155,7 @@ int qcow2_fill_step(struct image *img, const struct qcow2_fill_args *a, u64 *vof
     if (f.alloc.reftable.cnt)
         return qcow2_alloc_move_reftable(img, &f.alloc, s, e);
     *voff = f.end << q->cluster_bits;
-    rc = clusters ? emit_new(&f, e)
-                  : plan_length(s, round_up(img->file[0]->size, img->unit), "whole clusters", e);
+    rc = emit_new(&f, e);
     return rc ? rc : link_new(&f, e);
 }
 
@@ -152,7 +164,9 @@ u64 qcow2_fill_eventual(const struct image *img, enum qcow2_fill_kind kind, u64 
 {
     const struct qcow2 *q = &img->u.qcow2;
     u64 data = div_up(end, img->unit) - (voff >> q->cluster_bits);
-    u64 n = div_up(data, 1ull << q->l2_bits) + 1 + (kind == QCOW2_FILL_DATA ? data : 1);
+    u64 n = div_up(data, 1ull << q->l2_bits) + 1;
+    if (!qcow2_has_data_file(q))
+        n += kind == QCOW2_FILL_DATA ? data : 1;
     /* Refcount blocks count n, the file so far, and themselves; the table may move a few times. */
     u64 per_block = 1ull << qcow2_refblock_bits(q);
     u64 blocks = div_up(n, per_block - 1) + 2;

@@ -26,7 +26,7 @@ struct qcow2_fill_args {
     u64 head_len;
 };
 
-enum { QCOW2_FILL_WORK = 1 << 20 };
+enum { QCOW2_FILL_WORK = PLAN_PREALLOCATE_WORK };
 
 /* One epoch: maps a batch of clusters from *voff (cluster aligned, >= the disk's end rounded down)
  * towards `end`, and moves *voff on; it is done when *voff >= end. The L1 table must reach `end`

@@ -13,6 +13,7 @@
  */
 #include "qcow2_grow.h"
 #include "copy.h"
+#include "qcow2_data.h"
 #include "qcow2_fill.h"
 #include "qcow2_header.h"
 #include "qcow2_state.h"
@@ -164,30 +165,43 @@ static int lengthen(struct grow *g, struct err *e)
         want = max_u64(want, g->q->l1_table_offset + g->plan.l1_size * 8ull);
     if (g->img->file[0]->size % g->q->l2_entry_size) /* it ends inside a table entry */
         want = max_u64(want, g->img->file[0]->size);
+    if (g->tail.show && !qcow2_has_data_file(g->q)) /* it may end inside that cluster */
+        want = max_u64(want, g->tail.entry & QCOW2_OFFSET_MASK) + 1;
     want = round_up(want, g->cluster);
     g->wrote |= want > g->img->file[0]->size;
     return want > g->img->file[0]->size ? plan_length(g->s, want, "room for the tables", e) : 0;
 }
 
-/* Everything before the commit. */
-static int prepare(struct grow *g, struct err *e)
+/* The external data file becomes as long as the new disk, and zero there. */
+static int grow_data(struct grow *g, struct err *e)
+{
+    if (!qcow2_has_data_file(g->q))
+        return 0;
+    g->wrote = true;
+    return qcow2_data_grow(g->img, g->new_size, g->fill != QCOW2_FILL_NONE, g->s, e);
+}
+
+/* Everything before the commit. `work`: a cluster's room. */
+static int prepare(struct grow *g, u8 *work, struct err *e)
 {
     int rc = lengthen(g, e);
     if (!rc && g->plan.l1_clusters)
         rc = new_l1(g, e);
     else if (!rc && !(rc = clear_l1(g, e)) && g->plan.l1_size > g->q->l1_size)
         rc = longer_l1(g, e);
-    if (rc || (rc = qcow2_tail_zero(g->img, &g->tail, g->s, e)) ||
-        (rc = qcow2_tail_copy(g->img, &g->tail, g->s, e)))
+    if (rc || (rc = grow_data(g, e)) || (rc = qcow2_tail_zero(g->img, &g->tail, g->s, e)) ||
+        (rc = qcow2_tail_copy(g->img, &g->tail, g->s, e)) ||
+        (rc = qcow2_tail_show(g->img, &g->tail, work, g->s, e)))
         return rc;
-    g->wrote |= g->tail.zero || g->tail.stale_end;
-    if (!g->plan.alloc.payload.cnt)
-        return g->wrote ? plan_barrier(g->s, "nothing old is seen past the old end", e) : 0;
-    rc = qcow2_alloc_emit(g->img, &g->plan.alloc, g->s, e);
-    if (rc || !qcow2_tail_clusters(&g->tail))
+    g->wrote |= g->tail.zero || g->tail.stale_end || g->tail.show;
+    if (g->plan.alloc.payload.cnt)
+        rc = qcow2_alloc_emit(g->img, &g->plan.alloc, g->s, e);
+    else if (g->wrote)
+        rc = plan_barrier(g->s, "nothing old is seen past the old end", e);
+    if (rc || (!qcow2_tail_clusters(&g->tail) && !g->tail.hide))
         return rc;
     rc = qcow2_tail_link(g->img, &g->tail, g->plan.l1_clusters, g->s, e);
-    return rc ? rc : plan_barrier(g->s, "copies are in the place of what is shared", e);
+    return rc ? rc : plan_barrier(g->s, "the end of the disk is as it will be", e);
 }
 
 /* The header fields that change, in one write inside sector 0. */
@@ -218,20 +232,31 @@ static int give_back(struct grow *g, struct err *e)
     return rc || !g->frees ? rc : plan_barrier(g->s, "done", e);
 }
 
-/* How the new area must be mapped: preallocated, or hidden from a longer backing file. */
+/* How the new area must be mapped: preallocated, or hidden from a longer backing file. A raw data
+ * file shows what it holds, so all of it is mapped. */
 static enum qcow2_fill_kind choose_fill(const struct image *img, const struct resize_args *a)
 {
-    if (a->preallocation != PREALLOC_OFF)
+    if (a->preallocation != PREALLOC_OFF ||
+        (img->u.qcow2.autoclear & QCOW2_AUTOCLEAR_DATA_FILE_RAW))
         return QCOW2_FILL_DATA;
     if (img->backing && img->backing->size > img->size)
         return img->u.qcow2.version == 3 ? QCOW2_FILL_ZERO : QCOW2_FILL_DATA;
     return QCOW2_FILL_NONE;
 }
 
-/* Does the guest see the backing file in the last cluster, before and after the end of the disk? */
-static bool shows_backing(const struct grow *g)
+/* Is the last cluster unallocated, and does the guest see the backing file in a part of it? */
+static int shows_backing(struct grow *g, bool *shows, struct err *e)
 {
-    return g->img->backing && g->img->size % g->cluster && g->tail.hole;
+    u64 voff = round_down(g->img->size, g->cluster), end = voff + g->cluster;
+    int rc = 0;
+    *shows = false;
+    if (!g->img->backing || g->img->size % g->cluster == 0 || !g->tail.hole)
+        return 0;
+    for (struct extent x; !rc && !*shows && voff < end; voff += x.len) {
+        rc = qcow2_look(g->img, voff, &x, e);
+        *shows = x.kind == EXTENT_HOLE;
+    }
+    return rc;
 }
 
 /* The tables are long enough and hold nothing past the end of the disk: maps the new area from the
@@ -263,36 +288,21 @@ static int begin_fill(struct grow *g, const struct resize_args *a, struct plan_s
                       struct err *e)
 {
     u64 size = g->img->size, last = round_down(size, g->cluster);
-    struct extent x = {.kind = EXTENT_HOLE};
-    bool part = size % g->cluster;
-    if (part && g->tail.l2 && !g->tail.hole && g->img->backing) {
-        for (u64 voff = size; voff < last + g->cluster; voff += x.len) {
-            int rc = qcow2_look(g->img, voff, &x, e);
-            if (rc)
-                return rc;
-            if (x.kind == EXTENT_HOLE)
-                return FAIL(e, ERR_UNSUPPORTED_FEATURE,
-                            "The disk ends inside a cluster that is allocated in part (extended L2) "
-                            "and has a backing file: growing it is not yet supported",
-                            size, voff);
-        }
-    }
-    if (part && g->tail.l2 && g->tail.hole) {
-        int rc = qcow2_look(g->img, size, &x, e);
-        if (rc)
-            return rc;
-    }
+    bool shows;
+    int rc = shows_backing(g, &shows, e);
+    if (rc)
+        return rc;
     state->more = true;
     state->v[V_PHASE] = PHASE_FILL;
-    state->v[V_HEAD] = shows_backing(g) && x.kind == EXTENT_HOLE;
+    state->v[V_HEAD] = shows;
     state->v[V_VOFF] = last;
-    if (part && !state->v[V_HEAD] && !(g->fill == QCOW2_FILL_DATA && g->tail.hole))
+    if (size % g->cluster && !shows && !(g->fill == QCOW2_FILL_DATA && g->tail.hole))
         state->v[V_VOFF] = last + g->cluster;
-    if (g->q->crypt_method && (g->fill == QCOW2_FILL_DATA || state->v[V_HEAD]))
+    if (g->q->crypt_method && (g->fill == QCOW2_FILL_DATA || shows))
         return FAIL(e, ERR_LUKS_UNSUPPORTED,
                     "Growing this encrypted overlay must write data, which needs the key", size, 0);
     /* What cannot be read is refused now, not after an epoch has been applied. */
-    return state->v[V_HEAD] ? chain_read(g->img, last, a->work, size - last, e) : 0;
+    return shows ? chain_read(g->img, last, a->work, size - last, e) : 0;
 }
 
 int qcow2_plan_grow(struct image *img, const struct resize_args *a, struct plan_state *state,
@@ -314,7 +324,7 @@ int qcow2_plan_grow(struct image *img, const struct resize_args *a, struct plan_
         state->eventual = qcow2_fill_eventual(
             img, g.fill, max_u64(img->file[0]->size, g.plan.alloc.end * g.cluster),
             state->v[V_VOFF], a->new_size);
-    if ((rc = prepare(&g, e)) || (rc = commit(&g, g.fill ? img->size : g.new_size, e)))
+    if ((rc = prepare(&g, a->work, e)) || (rc = commit(&g, g.fill ? img->size : g.new_size, e)))
         return rc;
     return give_back(&g, e);
 }

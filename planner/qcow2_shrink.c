@@ -15,6 +15,7 @@
  */
 #include "qcow2_shrink.h"
 #include "qcow2_alloc.h"
+#include "qcow2_data.h"
 #include "qcow2_drop.h"
 #include "qcow2_header.h"
 #include "qcow2_state.h"
@@ -199,7 +200,9 @@ static int cut(struct shrink *k, u64 last, struct err *e)
     const struct qcow2 *q = k->q;
     u64 end = max_u64((last + 1) << q->cluster_bits, round_up(q->tables_end, k->img->unit));
     int rc = end < k->img->file[0]->size ? plan_length(k->s, end, "what follows is free", e) : 0;
-    return rc ? rc : plan_barrier(k->s, "done", e);
+    if (!rc)
+        rc = plan_barrier(k->s, "done", e);
+    return rc || !qcow2_has_data_file(q) ? rc : qcow2_data_shrink(k->img, k->new_size, k->s, e);
 }
 
 /* Unlinks refcount blocks that are empty; when there are none left, cuts the file. A block that

@@ -5,6 +5,7 @@
  * by its COPIED flag. Source: docs/interop/qcow2.txt, "Cluster mapping".
  */
 #include "qcow2_tail.h"
+#include "copy.h"
 
 static u64 entry_off(const struct image *img, const struct qcow2_tail *t, u64 idx)
 {
@@ -48,18 +49,35 @@ static int look_at_rest(struct image *img, struct qcow2_tail *t, struct err *e)
 {
     u64 end = round_up(t->size, img->unit);
     int rc = qcow2_tail_entry(img, t, t->idx - 1, &t->entry, &t->bitmap, e);
-    t->hole = !(t->entry & (QCOW2_OFFSET_MASK | QCOW2_COMPRESSED));
+    t->hole = !(t->entry & (QCOW2_OFFSET_MASK | QCOW2_COMPRESSED)) &&
+              !(qcow2_has_data_file(&img->u.qcow2) && t->entry & QCOW2_COPIED);
     for (u64 voff = t->size; !rc && voff < end;) {
         struct extent x;
         if ((rc = qcow2_look(img, voff, &x, e)))
             break;
-        t->zero |= x.kind == EXTENT_DATA && x.off < t->file_size;
+        t->zero |= x.kind == EXTENT_DATA && x.off < t->file_size[x.slot];
         t->copy_data |= x.kind == EXTENT_PACKED;
         if (x.kind == EXTENT_PACKED)
             t->packed = x;
         voff += x.len;
     }
     return rc;
+}
+
+/* Extended L2: which subclusters of an allocated last cluster show the backing file. */
+static void look_at_backing(const struct image *img, struct qcow2_tail *t)
+{
+    u64 sub = img->unit / 32, seen = (u32)(t->bitmap | t->bitmap >> 32);
+    if (!t->own_l2 || !img->backing || img->u.qcow2.l2_entry_size != 16 || t->hole ||
+        t->packed.packed_len)
+        return;
+    for (u64 i = t->in / sub; i < 32; i++) {
+        bool end_inside = i * sub < t->in;
+        if (seen >> i & 1)
+            continue;
+        t->show |= end_inside;
+        t->hide |= end_inside ? 1ull << i : 1ull << (32 + i);
+    }
 }
 
 static int count_of(struct image *img, u64 off, u64 *count, struct err *e)
@@ -109,7 +127,7 @@ static int decide(struct image *img, struct qcow2_tail *t, struct err *e)
     u64 l2_count, count, data = t->entry & QCOW2_OFFSET_MASK;
     if (!t->zero && !t->copy_data && !t->stale_end && !t->own_l2)
         return 0;
-    if (q->crypt_method && (t->zero || t->copy_data))
+    if (q->crypt_method && (t->zero || t->copy_data || t->show))
         return FAIL(e, ERR_LUKS_UNSUPPORTED,
                     "The disk's old or new end lies inside an encrypted cluster, and zeroing its "
                     "rest needs the key (for a shrink, choose a multiple of {val})",
@@ -117,14 +135,15 @@ static int decide(struct image *img, struct qcow2_tail *t, struct err *e)
     int rc = count_of(img, t->l2, &l2_count, e);
     if (!rc)
         rc = check_copied(img, t->l2, l2_count, t->l2_copied, e);
-    if (!rc && t->zero && !(rc = count_of(img, data, &count, e)) &&
+    bool written = (t->zero || t->show) && !qcow2_has_data_file(q); /* in this file, if at all */
+    if (!rc && written && !(rc = count_of(img, data, &count, e)) &&
         !(rc = check_copied(img, data, count, t->entry & QCOW2_COPIED, e)))
         t->copy_data = l2_count > 1 || count > 1;
     t->copy_l2 = l2_count > 1;
     u64 from = 0, cnt = 0; /* the last cluster, if it is written or given back */
-    if (!rc && (t->zero || t->copy_data)) {
-        u64 end = t->zero ? data + img->unit : t->packed.off + t->packed.packed_len;
-        from = (t->zero ? data : t->packed.off) >> q->cluster_bits;
+    if (!rc && (written || t->copy_data)) {
+        u64 end = written ? data + img->unit : t->packed.off + t->packed.packed_len;
+        from = (written ? data : t->packed.off) >> q->cluster_bits;
         cnt = div_up(end, img->unit) - from;
         rc = qcow2_check_table(img, from << q->cluster_bits, cnt * img->unit,
                                "The last cluster, at {val}, is misplaced", e);
@@ -143,7 +162,8 @@ int qcow2_tail_look(struct image *img, struct qcow2_tail *t, struct err *e)
     const struct qcow2 *q = &img->u.qcow2;
     u64 size = t->size, used = qcow2_l1_entries(q, size), per_table = 1ull << q->l2_bits;
     *t = (struct qcow2_tail){.size = size, .whole = t->whole, .own_l2 = t->own_l2, .hole = true,
-                             .file_size = img->file[0]->size};
+                             .file_size = {img->file[0]->size,
+                                           img->files > 1 ? img->file[1]->size : 0}};
     if (!used)
         return 0;
     t->l1_idx = used - 1;
@@ -157,6 +177,7 @@ int qcow2_tail_look(struct image *img, struct qcow2_tail *t, struct err *e)
     t->in = size % img->unit;
     if ((rc = find_stale(img, t, e)) || (t->in && (rc = look_at_rest(img, t, e))))
         return rc;
+    look_at_backing(img, t);
     if (t->packed.packed_len && (!img->format->unpack || !img->scratch))
         return FAIL(e, ERR_UNSUPPORTED_FEATURE,
                     "The disk ends inside a compressed cluster, and this program has no decoder",
@@ -186,9 +207,14 @@ static int zero_rest(struct image *img, const struct qcow2_tail *t, struct sink 
         struct extent x;
         if ((rc = qcow2_look(img, voff, &x, e)))
             break;
-        if (x.kind == EXTENT_DATA && x.off < t->file_size)
-            rc = plan_zero(s, x.off, min_u64(x.len, t->file_size - x.off),
-                           "bytes past the end of the disk", e);
+        if (x.kind == EXTENT_DATA && x.off < t->file_size[x.slot])
+            rc = plan_emit(s,
+                           (struct patch){.kind = PATCH_ZERO,
+                                          .slot = x.slot,
+                                          .off = x.off,
+                                          .len = min_u64(x.len, t->file_size[x.slot] - x.off),
+                                          .why = "bytes past the end of the disk"},
+                           e);
         voff += x.len;
     }
     return rc;
@@ -200,14 +226,20 @@ static u64 kept_bytes(const struct image *img, const struct qcow2_tail *t)
     return t->whole ? img->unit : t->in;
 }
 
-/* The last cluster's entry once it points at its copy. Subclusters that were not kept read zero. */
+/* Does the last cluster's entry change? */
+static bool entry_changes(const struct qcow2_tail *t)
+{
+    return t->copy_data || t->hide;
+}
+
+/* The last cluster's entry as it will be. Subclusters that a copy does not keep read zero. */
 static u32 new_entry(const struct image *img, const struct qcow2_tail *t, u8 out[16])
 {
-    u32 keep = (u32)div_up(kept_bytes(img, t), img->unit / 32);
-    u64 low = keep == 32 ? 0xffffffff : (1ull << keep) - 1;
+    u64 keep = t->copy_data ? div_up(kept_bytes(img, t), img->unit / 32) : 32;
+    u64 low = (1ull << keep) - 1, high = 0xffffffff & ~low;
     u64 bitmap = t->packed.packed_len ? 0xffffffff : t->bitmap;
-    put_be64(out, t->new_data | QCOW2_COPIED);
-    put_be64(out + 8, bitmap & (low | low << 32));
+    put_be64(out, t->copy_data ? t->new_data | QCOW2_COPIED : t->entry);
+    put_be64(out + 8, (bitmap & (low | low << 32)) | high << 32 | t->hide);
     return img->u.qcow2.l2_entry_size;
 }
 
@@ -215,13 +247,13 @@ static u32 new_entry(const struct image *img, const struct qcow2_tail *t, u8 out
 static int copy_l2(struct image *img, const struct qcow2_tail *t, struct sink *s, struct err *e)
 {
     static const char why[] = "an L2 table of our own, for the one that a snapshot shares";
-    u64 keep = t->copy_data ? t->idx - 1 : t->idx, size = img->u.qcow2.l2_entry_size;
+    u64 keep = entry_changes(t) ? t->idx - 1 : t->idx, size = img->u.qcow2.l2_entry_size;
     u64 rest = t->whole ? img->unit - t->idx * size : 0;
     u8 entry[16];
     int rc = keep ? plan_copy(s, t->new_l2, t->l2, keep * size, why, e) : 0;
-    if (!rc && t->copy_data)
+    if (!rc && entry_changes(t))
         rc = plan_write(s, t->new_l2 + keep * size, entry, new_entry(img, t, entry),
-                        "the copied cluster, in it", e);
+                        "the last cluster, in it", e);
     if (!rc && rest)
         rc = plan_copy(s, t->new_l2 + t->idx * size, entry_off(img, t, t->idx), rest, why, e);
     return rc;
@@ -235,14 +267,40 @@ static int copy_data(struct image *img, const struct qcow2_tail *t, struct sink 
                   : plan_write(s, t->new_data, img->scratch, kept_bytes(img, t),
                                "the last cluster, decompressed", e);
     }
-    return plan_copy(s, t->new_data, t->entry & QCOW2_OFFSET_MASK, kept_bytes(img, t),
-                     "a copy of the last cluster, which a snapshot shares", e);
+    /* What qcow2_tail_show() writes is not copied: the order of the two is not defined. */
+    u64 len = t->show ? round_down(t->in, img->unit / 32) : kept_bytes(img, t);
+    return len ? plan_copy(s, t->new_data, t->entry & QCOW2_OFFSET_MASK, len,
+                           "a copy of the last cluster, which a snapshot shares", e)
+               : 0;
 }
 
 int qcow2_tail_copy(struct image *img, const struct qcow2_tail *t, struct sink *s, struct err *e)
 {
     int rc = t->copy_data ? copy_data(img, t, s, e) : 0;
     return rc || !t->copy_l2 ? rc : copy_l2(img, t, s, e);
+}
+
+int qcow2_tail_show(struct image *img, const struct qcow2_tail *t, u8 *buf, struct sink *s,
+                    struct err *e)
+{
+    u64 sub = img->unit / 32, at = round_down(t->in, sub);
+    u64 voff = round_down(t->size, img->unit) + at;
+    u8 slot = qcow2_has_data_file(&img->u.qcow2);
+    if (!t->show)
+        return 0;
+    memset(buf, 0, sub);
+    int rc = chain_read(img, voff, buf, t->size - voff, e);
+    if (rc)
+        return rc;
+    return plan_emit(
+        s,
+        (struct patch){.kind = PATCH_WRITE,
+                       .slot = slot,
+                       .off = (t->copy_data ? t->new_data : t->entry & QCOW2_OFFSET_MASK) + at,
+                       .len = slot ? t->size - voff : sub, /* a data file is zero past its end */
+                       .data = buf,
+                       .why = "what the backing file shows before the old end of the disk"},
+        e);
 }
 
 int qcow2_tail_zero(struct image *img, const struct qcow2_tail *t, struct sink *s, struct err *e)
@@ -265,7 +323,10 @@ int qcow2_tail_link(struct image *img, const struct qcow2_tail *t, bool l1_moves
                         : plan_write(s, img->u.qcow2.l1_table_offset + t->l1_idx * 8, entry, 8,
                                      "link the L2 table of our own", e);
     }
-    return t->copy_data ? plan_write(s, entry_off(img, t, t->idx - 1), entry,
-                                     new_entry(img, t, entry), "link the copied cluster", e)
-                        : 0;
+    return entry_changes(t) ? plan_write(s, entry_off(img, t, t->idx - 1), entry,
+                                         new_entry(img, t, entry),
+                                         t->copy_data ? "link the copied cluster"
+                                                      : "subclusters past the end read zero",
+                                         e)
+                            : 0;
 }

@@ -14,7 +14,7 @@ enum { QCOW2_TAIL_CLUSTERS = 2 /* at most: an L2 table and a data cluster */ };
 
 struct qcow2_tail {
     u64 size;                   /* the end of the disk in question */
-    u64 file_size;              /* as the epoch found it: both passes see the same */
+    u64 file_size[2];           /* as the epoch found them: both passes see the same */
     u64 l1_idx, l2;             /* the table that maps it; l2 == 0: nothing is mapped */
     bool l2_copied;             /* the COPIED flag of its entry */
     u64 idx;                    /* in it: the first entry wholly past the end */
@@ -26,6 +26,8 @@ struct qcow2_tail {
     bool whole;                 /* copies are whole: what is past the end can still be seen */
     bool own_l2;                /* the table will be written: it must not be shared */
     bool hole;                  /* the last cluster is not allocated at all */
+    u64 hide;                   /* bits that the last cluster's subclusters get (extended L2), */
+    bool show;                  /* and the one that holds the end gets the chain's data: see look */
     struct extent packed;       /* the last cluster, if it is compressed */
     u64 new_l2, new_data;       /* offsets; set by qcow2_tail_place() */
     struct cluster_run free[QCOW2_TAIL_CLUSTERS];
@@ -33,6 +35,8 @@ struct qcow2_tail {
 };
 
 /* Looks at the end t->size of the disk; `size`, `whole` and `own_l2` are set, the rest is not.
+ * With a backing file and own_l2, subclusters of an allocated cluster that show it past the end are
+ * to read zero; one that shows it before the end, too, becomes data.
  * ERR_INCONSISTENT: something in use is not counted. ERR_LUKS_UNSUPPORTED: a key is needed. */
 int qcow2_tail_look(struct image *img, struct qcow2_tail *t, struct err *e);
 /* New clusters that hiding takes: 0 to QCOW2_TAIL_CLUSTERS. */
@@ -41,6 +45,9 @@ u64 qcow2_tail_clusters(const struct qcow2_tail *t);
 void qcow2_tail_place(const struct image *img, struct qcow2_tail *t, u64 first);
 /* Emits the content of new clusters: copies, without what is past the end unless `whole`. */
 int qcow2_tail_copy(struct image *img, const struct qcow2_tail *t, struct sink *s, struct err *e);
+/* Emits the data of a subcluster that shows the backing file before the end; buf: img->unit bytes. */
+int qcow2_tail_show(struct image *img, const struct qcow2_tail *t, u8 *buf, struct sink *s,
+                    struct err *e);
 /* Emits zeros over what is past the end and need not be copied. */
 int qcow2_tail_zero(struct image *img, const struct qcow2_tail *t, struct sink *s, struct err *e);
 /* Emits the pointers to new clusters, which are durable and counted by now, save that of a new L2

@@ -170,8 +170,14 @@ int main(int argc, char **argv)
         op_run(&op, &outcome, &e);
     report_outcome(&outcome, &e);
     fflush(stdout);
-    if (!e.code && outcome.which_result == instar_Outcome_resize_tag && !request.dry_run &&
-        ftruncate(disk[0].fd, (off_t)outcome.result.resize.file_size_after))
+    if (e.code || outcome.which_result != instar_Outcome_resize_tag || request.dry_run ||
+        outcome.has_need_file)
+        return e.code ? 1 : 0;
+    const instar_ResizeResult *r = &outcome.result.resize;
+    if (ftruncate(disk[0].fd, (off_t)r->file_size_after))
         return 1;
-    return e.code ? 1 : 0;
+    for (unsigned i = 0; i < r->files_after_count; i++)
+        if (ftruncate(disk[r->files_after[i].slot].fd, (off_t)r->files_after[i].length))
+            return 1;
+    return 0;
 }

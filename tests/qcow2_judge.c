@@ -27,7 +27,7 @@ struct ref {
 };
 
 struct judge {
-    const struct judge_io *io;
+    const struct judge_io *io, *data; /* data: the external data file, if there is one */
     struct verdict *v;
     uint64_t cs, size, file_clusters; /* cluster size; guest size */
     uint32_t version, bits, order, rt_clusters, nb_snapshots, l1_size, header_length;
@@ -55,9 +55,9 @@ static void read_at(struct judge *j, uint64_t off, void *buf, size_t len)
     j->io->read(j->io->ctx, off, buf, len);
 }
 
-static bool hole(struct judge *j, uint64_t off, size_t len)
+static bool hole(const struct judge_io *io, uint64_t off, size_t len)
 {
-    return off >= j->io->size || (j->io->hole && j->io->hole(j->io->ctx, off, len));
+    return off >= io->size || (io->hole && io->hole(io->ctx, off, len));
 }
 
 static bool refuse(struct judge *j, const char *why)
@@ -156,6 +156,9 @@ static bool open_v3(struct judge *j, const uint8_t *h)
     j->ext_l2 = incompat & 16;
     if (incompat & ~31ull)
         return refuse(j, "unknown incompatible feature");
+    if (incompat & 4 && (j->nb_snapshots || !j->io->data))
+        return refuse(j, "a data file that is missing, or with snapshots");
+    j->data = incompat & 4 ? j->io->data : NULL;
     if (j->order > 6)
         return refuse(j, "refcount width");
     if (j->header_length < 104 || j->header_length > j->cs)
@@ -250,13 +253,14 @@ static void guest_bytes(struct judge *j, uint64_t voff, const uint8_t *p, size_t
 /* Guest bytes [voff, voff+len) lie at `off`. */
 static void guest_data(struct judge *j, uint64_t voff, uint64_t off, uint64_t len)
 {
+    const struct judge_io *io = j->data ? j->data : j->io;
     uint8_t buf[CHUNK];
     uint64_t end = j->hash_to > j->zero_to ? j->hash_to : j->zero_to;
     for (uint64_t at = 0, n; at < len && (j->snapshot || voff + at < end); at += n) {
         n = len - at < CHUNK ? len - at : CHUNK;
-        if (hole(j, off + at, (size_t)n))
+        if (hole(io, off + at, (size_t)n))
             continue;
-        read_at(j, off + at, buf, (size_t)n);
+        io->read(io->ctx, off + at, buf, (size_t)n);
         for (uint64_t b = 0; b < n; b += 512)
             guest_bytes(j, voff + at + b, buf + b, n - b < 512 ? (size_t)(n - b) : 512);
     }
@@ -302,14 +306,15 @@ static bool copied_ok(struct judge *j, uint64_t entry, uint64_t off)
     return (ref_of(j, off / j->cs)->stored == 1) == ((entry & BIT(63)) != 0);
 }
 
-static void subclusters(struct judge *j, uint64_t entry, uint64_t map, uint64_t voff, bool content)
+static void subclusters(struct judge *j, bool allocated, uint64_t off, uint64_t map, uint64_t voff,
+                        bool content)
 {
-    uint64_t off = entry & OFFSET_BITS, sub = j->cs / 32;
+    uint64_t sub = j->cs / 32;
     if ((map & map >> 32) & 0xffffffff)
         CORRUPT(j, "subcluster both allocated and zero: 0x%llx", X(map));
-    if (!off && (map & 0xffffffff))
+    if (!allocated && (map & 0xffffffff))
         CORRUPT(j, "allocated subclusters of no cluster: 0x%llx", X(map));
-    for (unsigned i = 0; content && off && i < 32; i++)
+    for (unsigned i = 0; content && allocated && i < 32; i++)
         if (map >> i & 1)
             guest_data(j, voff + i * sub, off + i * sub, sub);
 }
@@ -330,7 +335,12 @@ static void l2_entry(struct judge *j, uint64_t entry, uint64_t map, uint64_t vof
         CORRUPT(j, "data cluster not aligned: 0x%llx", X(off));
         return;
     }
-    if (off) {
+    bool allocated = off || (j->data && entry & BIT(63));
+    if (allocated && j->data) {
+        j->v->data_clusters++;
+        if (off != voff || !(entry & BIT(63)))
+            CORRUPT(j, "entry 0x%llx for 0x%llx of a data file", X(entry), X(voff));
+    } else if (off) {
         j->v->data_clusters++;
         refer(j, off, j->cs, DATA, "data cluster");
         if (active && !copied_ok(j, entry, off))
@@ -340,8 +350,8 @@ static void l2_entry(struct judge *j, uint64_t entry, uint64_t map, uint64_t vof
         CORRUPT(j, "COPIED without a cluster: 0x%llx", X(entry));
     }
     if (j->ext_l2)
-        subclusters(j, entry, map, voff, content);
-    else if (content && off && !(entry & 1))
+        subclusters(j, allocated, off, map, voff, content);
+    else if (content && allocated && !(entry & 1))
         guest_data(j, voff, off, j->cs);
 }
 
@@ -351,7 +361,7 @@ static void l2_table(struct judge *j, uint64_t off, uint64_t voff)
     unsigned size = j->ext_l2 ? 16 : 8;
     for (uint64_t at = 0; at < j->cs; at += sizeof(buf)) {
         size_t n = j->cs - at < sizeof(buf) ? (size_t)(j->cs - at) : sizeof(buf);
-        if (hole(j, off + at, n))
+        if (hole(j->io, off + at, n))
             continue;
         read_at(j, off + at, buf, n);
         for (size_t i = 0; i < n; i += size) {
@@ -368,7 +378,7 @@ static void l1_table(struct judge *j, uint64_t off, uint64_t cnt)
     refer(j, off, cnt * 8, L1, "L1 table");
     for (uint64_t at = 0; at < cnt * 8; at += sizeof(buf)) {
         size_t n = cnt * 8 - at < sizeof(buf) ? (size_t)(cnt * 8 - at) : sizeof(buf);
-        if (hole(j, off + at, n))
+        if (hole(j->io, off + at, n))
             continue;
         read_at(j, off + at, buf, n);
         for (size_t i = 0; i < n; i += 8) {
@@ -423,7 +433,7 @@ static void refcount_block(struct judge *j, uint64_t off, uint64_t first)
     uint8_t buf[CHUNK];
     for (uint64_t at = 0; at < j->cs; at += sizeof(buf)) {
         size_t n = j->cs - at < sizeof(buf) ? (size_t)(j->cs - at) : sizeof(buf);
-        if (hole(j, off + at, n))
+        if (hole(j->io, off + at, n))
             continue;
         read_at(j, off + at, buf, n);
         uint64_t per_chunk = (uint64_t)n * 8 >> j->order, base = first + (at * 8 >> j->order);
@@ -449,7 +459,7 @@ static void refcount_table(struct judge *j)
     refer(j, j->rt_off, j->rt_clusters * j->cs, REFTABLE, "refcount table");
     size_t n = j->cs < sizeof(buf) ? (size_t)j->cs : sizeof(buf);
     for (uint64_t at = 0; at < j->rt_clusters * j->cs; at += n) {
-        if (hole(j, j->rt_off + at, n))
+        if (hole(j->io, j->rt_off + at, n))
             continue;
         read_at(j, j->rt_off + at, buf, n);
         for (size_t i = 0; i < n; i += 8) {
@@ -523,9 +533,28 @@ static bool mem_hole(void *ctx, uint64_t off, size_t len)
     return blk_mem_hole(ctx, off, len);
 }
 
+static void part_read(void *ctx, uint64_t off, void *buf, size_t len)
+{
+    const struct judge_part *p = ctx;
+    size_t have = off < p->size ? (size_t)(p->size - off < len ? p->size - off : len) : 0;
+    memset(buf, 0, len);
+    mem_read((void *)p->m, p->base + off, buf, have);
+}
+
+static bool part_hole(void *ctx, uint64_t off, size_t len)
+{
+    const struct judge_part *p = ctx;
+    return blk_mem_hole(p->m, p->base + off, len);
+}
+
+struct judge_io judge_part_io(const struct judge_part *part)
+{
+    return (struct judge_io){(void *)part, part->size, part_read, part_hole, NULL};
+}
+
 void qcow2_judge_mem(const struct blk_mem *m, uint64_t hash_to, uint64_t zero_from,
                      uint64_t zero_to, struct verdict *v)
 {
-    struct judge_io io = {(void *)m, m->length, mem_read, mem_hole};
+    struct judge_io io = {(void *)m, m->length, mem_read, mem_hole, NULL};
     qcow2_judge(&io, hash_to, zero_from, zero_to, v);
 }

@@ -16,6 +16,7 @@ struct judge_io {
     uint64_t size;
     void (*read)(void *ctx, uint64_t off, void *buf, size_t len); /* zeros past the end */
     bool (*hole)(void *ctx, uint64_t off, size_t len);            /* known to be zero? or NULL */
+    const struct judge_io *data; /* the external data file, where the image has one */
 };
 
 struct verdict {
@@ -41,5 +42,12 @@ uint64_t judge_hash_block(uint64_t voff, const uint8_t *block, size_t len);
 struct blk_mem;
 void qcow2_judge_mem(const struct blk_mem *m, uint64_t hash_to, uint64_t zero_from,
                      uint64_t zero_to, struct verdict *v);
+
+/* The judge's view of [base, base+size) of a memory disk. */
+struct judge_part {
+    const struct blk_mem *m;
+    uint64_t base, size;
+};
+struct judge_io judge_part_io(const struct judge_part *part);
 
 #endif
