@@ -250,9 +250,7 @@ struct named_table {
     const char *outside, *overlaps;
 };
 
-enum { NAMED_TABLES = 6 };
-
-static void named_tables(const struct qcow2 *q, struct named_table t[NAMED_TABLES])
+static void named_tables(const struct qcow2 *q, struct named_table t[QCOW2_NAMED_TABLES])
 {
     /* Without the autoclear bit the extension is stale and names nothing. */
     bool bitmaps = q->has_bitmaps_ext && (q->autoclear & QCOW2_AUTOCLEAR_BITMAPS);
@@ -287,11 +285,9 @@ static bool inside_file(const struct image *img, u64 off, u64 len)
 int qcow2_check_table(const struct image *img, u64 off, u64 len, const char *what, struct err *e)
 {
     const struct qcow2 *q = &img->u.qcow2;
-    struct named_table t[NAMED_TABLES];
-    named_tables(q, t);
     bool ok = off % cluster(q) == 0 && inside_file(img, off, len);
-    for (int i = 0; ok && i < NAMED_TABLES; i++)
-        ok = !ranges_overlap(off, len, t[i].off, round_up(t[i].len, cluster(q)));
+    for (int i = 0; ok && i < QCOW2_NAMED_TABLES; i++)
+        ok = off >= q->named[i].end || off + len <= q->named[i].off;
     return ok ? 0 : FAIL(e, ERR_OVERLAY_CORRUPT, what, off, off);
 }
 
@@ -343,7 +339,7 @@ static int measure_snapshots(struct image *img, struct err *e)
             return FAIL(e, ERR_OVERLAY_CORRUPT, "Snapshot table lies beyond the end of the file",
                         off, size);
         int rc = window_get(&img->win, img->file[0], off + size, SNAPSHOT_HEAD,
-                            off + size + SNAPSHOT_HEAD, &p, e);
+                            off + size + img->win.cap, &p, e); /* what follows is read ahead */
         if (rc)
             return rc;
         u64 l1_off = be64(p), l1_len = be32(p + 8) * 8ull;
@@ -369,14 +365,17 @@ static int measure_snapshots(struct image *img, struct err *e)
 static int check_placement(struct image *img, struct err *e)
 {
     struct qcow2 *q = &img->u.qcow2;
-    struct named_table t[NAMED_TABLES];
+    struct named_table t[QCOW2_NAMED_TABLES];
     named_tables(q, t);
     if (img->file[0]->size < q->header_length)
         return FAIL(e, ERR_PARSE_FAILED, t[0].outside, img->file[0]->size, q->header_length);
-    for (int i = 1; i < NAMED_TABLES; i++) {
+    q->named[0].end = cluster(q);
+    for (int i = 1; i < QCOW2_NAMED_TABLES; i++) {
         if (t[i].len && (t[i].off % cluster(q) || !inside_file(img, t[i].off, t[i].len)))
             return FAIL(e, ERR_OVERLAY_CORRUPT, t[i].outside, t[i].off, t[i].len);
         q->tables_end = max_u64(q->tables_end, t[i].len ? t[i].off + t[i].len : 0);
+        q->named[i].off = t[i].off;
+        q->named[i].end = t[i].len ? round_up(t[i].off + t[i].len, cluster(q)) : 0;
         for (int j = 0; j < i; j++)
             if (ranges_overlap(t[i].off, round_up(t[i].len, cluster(q)), t[j].off,
                                round_up(t[j].len, cluster(q))))

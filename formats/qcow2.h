@@ -71,6 +71,8 @@ enum qcow2_extension {
 #define QCOW2_MAX_DISK_SIZE (0x7fffffffffffffffull - (1u << 30) + 1) /* 2^63 - 2^30 */
 #define QCOW2_MAX_OFFSET (1ull << 56)
 
+enum { QCOW2_NAMED_TABLES = 6 };
+
 struct qcow2 {
     u32 version, cluster_bits, crypt_method, l1_size, refcount_table_clusters, nb_snapshots;
     u32 refcount_order, header_length;
@@ -90,6 +92,9 @@ struct qcow2 {
     u64 snapshots_size; /* bytes of the snapshot table */
     u64 tables_end;     /* where the last table ends that the header or a snapshot names */
     /* derived */
+    struct {
+        u64 off, end;
+    } named[QCOW2_NAMED_TABLES]; /* clusters of the tables that the header names; end 0: none */
     u32 l2_bits; /* log2 of the entries of an L2 table */
     u32 l2_entry_size; /* 8, or 16 with extended L2 */
 };

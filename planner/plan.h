@@ -80,11 +80,13 @@ struct plan_state {
 struct resize_args {
     u64 new_size; /* bytes; differs from img->size in the first epoch */
     enum preallocation preallocation;
-    void *work; /* memory for planners that collect: PLAN_WORK bytes, 8-aligned */
+    /* Memory for planners that collect: PLAN_WORK bytes, 8-aligned. It stays what it is from pass to
+     * pass and from epoch to epoch; a planner that remembers something there does so in both. */
+    void *work;
     size_t work_len;
 };
 
-enum { PLAN_WORK = 25 << 20 };
+enum { PLAN_WORK = 44 << 20 };
 
 /* A step function: each call emits one epoch, a bounded run of patches that ends at a barrier and
  * leaves a consistent image. A NULL member is UNSUPPORTED_FORMAT, raised by plan.c alone. */

@@ -165,6 +165,11 @@ int qcow2_alloc_place(struct image *img, u64 clusters, const struct cluster_run 
     return check_blocks(img, run, n + 1, e);
 }
 
+u64 qcow2_alloc_eventual(const struct image *img, const struct qcow2_alloc *a)
+{
+    return (a->end + a->payload.cnt + a->refblocks.cnt + 1) * img->unit;
+}
+
 /* All new clusters: refcount blocks, refcount table and payload stand in one run. */
 static struct cluster_run allocated(const struct qcow2_alloc *a)
 {

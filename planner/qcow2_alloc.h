@@ -36,6 +36,10 @@ int qcow2_alloc_query(const struct qcow2_alloc_in *in, u64 clusters, struct qcow
 int qcow2_alloc_place(struct image *img, u64 clusters, const struct cluster_run *free, unsigned n,
                       struct qcow2_alloc *out, struct err *e);
 
+/* The most bytes that the file comes to if the refcount table of `a` moves first, and then what `a`
+ * places is placed once more. */
+u64 qcow2_alloc_eventual(const struct image *img, const struct qcow2_alloc *a);
+
 /* Emits the counts of all new clusters and, if there is one, the new refcount table; then a
  * barrier; then the entries of new blocks in the old table if it stays, and a barrier. Whatever
  * the new clusters hold must have been emitted before. */

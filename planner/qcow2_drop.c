@@ -5,22 +5,33 @@
  */
 #include "qcow2_drop.h"
 
-void qcow2_drop_init(const struct image *img, struct qcow2_drop *d, void *mem, size_t len)
+void qcow2_drop_init(const struct image *img, struct qcow2_drop *d, void *mem, size_t len,
+                     bool fresh)
 {
     const struct qcow2 *q = &img->u.qcow2;
     u64 blocks = qcow2_reftable_entries(q);
-    assert(len >= QCOW2_DROP_CHUNK + QCOW2_MAX_REFTABLE_BYTES + (4 << 20));
+    u64 fixed = QCOW2_DROP_CHUNK + QCOW2_DROP_FREED + blocks * 8;
+    assert(len >= fixed + (4 << 20));
     *d = (struct qcow2_drop){.buf = mem,
-                             .cap = (len - QCOW2_DROP_CHUNK - blocks * 8) / 16,
+                             .cap = (len - fixed) / 16,
                              .file_size = round_up(img->file[0]->size, img->unit)};
-    d->spared = (u64 *)(void *)(d->buf + QCOW2_DROP_CHUNK);
+    d->freed = d->buf + QCOW2_DROP_CHUNK;
+    d->spared = (u64 *)(void *)(d->freed + QCOW2_DROP_FREED);
     d->idx = d->spared + blocks;
     d->tmp = d->idx + d->cap;
+    if (fresh)
+        memset(d->freed, 0, min_u64(QCOW2_DROP_FREED, div_up(d->file_size >> q->cluster_bits, 8)));
 }
 
-bool qcow2_drop_room(const struct qcow2_drop *d)
+bool qcow2_drop_room(const struct qcow2_drop *d, u64 n)
 {
-    return d->cnt + QCOW2_DROP_ENTRY <= d->cap;
+    return d->cnt + n * QCOW2_DROP_ENTRY <= d->cap;
+}
+
+void qcow2_drop_freed(struct qcow2_drop *d, u64 cluster_idx)
+{
+    if (cluster_idx / 8 < QCOW2_DROP_FREED)
+        d->freed[cluster_idx / 8] |= (u8)(1 << cluster_idx % 8);
 }
 
 void qcow2_drop_add(struct qcow2_drop *d, u64 cluster_idx)
@@ -110,8 +121,8 @@ static void prepare(struct qcow2_drop *d)
     d->cnt = n;
 }
 
-/* Lowers the counts of idx[i..j), whose entries lie in the `len` bytes of d->buf from entry `base`
- * on. Returns whether any changed. */
+/* Lowers the counts of idx[i..j), whose entries lie in d->buf from entry `base` on. Returns whether
+ * any changed. */
 static bool lower(struct qcow2_drop *d, u32 order, u64 base, u64 i, u64 j)
 {
     bool changed = false;
@@ -122,7 +133,7 @@ static bool lower(struct qcow2_drop *d, u32 order, u64 base, u64 i, u64 j)
         changed = true;
         qcow2_count_put(d->buf, order, d->idx[i] - base, v - 1);
         if (v == 1)
-            d->idx[d->freed++] = d->idx[i];
+            qcow2_drop_freed(d, d->idx[i]);
     }
     return changed;
 }
@@ -132,9 +143,8 @@ int qcow2_drop_emit(struct image *img, struct qcow2_drop *d, struct sink *s, con
 {
     const struct qcow2 *q = &img->u.qcow2;
     u32 order = q->refcount_order, bits = qcow2_refblock_bits(q);
-    u64 per = min_u64(QCOW2_DROP_CHUNK, img->unit) * 8 >> order;
+    u64 per = min_u64(QCOW2_DROP_CHUNK, img->unit) * 8 >> order, per_sector = 512 * 8 >> order;
     prepare(d);
-    d->freed = 0;
     for (u64 i = 0, j; i < d->cnt; i = j) {
         u64 off, base = round_down(d->idx[i], per);
         for (j = i; j < d->cnt && d->idx[j] < base + per;)
@@ -144,36 +154,38 @@ int qcow2_drop_emit(struct image *img, struct qcow2_drop *d, struct sink *s, con
             return rc;
         if (!off)
             continue;
-        u64 from = ((d->idx[i] - base) << order) / 8;
-        u64 to = div_up((d->idx[j - 1] - base + 1) << order, 8);
-        const u8 *p;
-        off += ((base & ((1ull << bits) - 1)) << order) / 8 + from;
-        if ((rc = window_get(&img->win2, img->file[0], off, (u32)(to - from), off + to - from, &p,
-                             e)))
+        u64 first = round_down(d->idx[i], per_sector); /* whole sectors are read and written */
+        u64 len = (round_up(d->idx[j - 1] + 1, per_sector) - first) << order >> 3;
+        off += ((first & ((1ull << bits) - 1)) << order) >> 3;
+        if ((rc = blk_read(img->file[0], off, d->buf, len, e)))
             return rc;
-        memcpy(d->buf, p, to - from);
-        if (lower(d, order, base + (from * 8 >> order), i, j) &&
-            (rc = plan_write(s, off, d->buf, to - from, why, e)))
+        if (lower(d, order, first, i, j) && (rc = plan_write(s, off, d->buf, len, why, e)))
             return rc;
     }
     d->cnt = 0;
     return plan_barrier(s, "the lower counts are durable", e);
 }
 
-int qcow2_drop_punch(struct image *img, const struct qcow2_drop *d, u64 *left, struct sink *s,
-                     struct err *e)
+/* The first cluster in [at, end) that became free, or, with `!is`, that did not; end: there is none. */
+static u64 next_freed(const struct qcow2_drop *d, u64 at, u64 end, bool is)
 {
-    u64 size = d->file_size;
-    for (u64 i = 0, j; i < d->freed && *left; i = j) {
-        u64 off = d->idx[i] << img->u.qcow2.cluster_bits;
-        for (j = i + 1; j < d->freed && d->idx[j] == d->idx[i] + (j - i);)
-            j++;
-        if (off >= size)
-            continue;
-        int rc = plan_discard(s, off, min_u64((j - i) * img->unit, size - off), "free", e);
+    u8 other = is ? 0 : 0xff; /* a byte without any */
+    while (at < end && !(d->freed[at / 8] >> at % 8 & 1) == is)
+        at += at % 8 == 0 && d->freed[at / 8] == other ? 8 : 1;
+    return min_u64(at, end);
+}
+
+int qcow2_drop_punch(struct image *img, const struct qcow2_drop *d, u64 end, u64 most,
+                     struct sink *s, struct err *e)
+{
+    u64 n = 0, at = 0;
+    end = min_u64(min_u64(end, d->file_size >> img->u.qcow2.cluster_bits),
+                  (u64)QCOW2_DROP_FREED * 8);
+    for (u64 to; n < most && (at = next_freed(d, at, end, true)) < end; n++, at = to) {
+        to = next_freed(d, at, end, false);
+        int rc = plan_discard(s, at * img->unit, (to - at) * img->unit, "free", e);
         if (rc)
             return rc;
-        --*left;
     }
-    return plan_barrier(s, "done", e);
+    return n ? plan_barrier(s, "holes are punched", e) : 0;
 }

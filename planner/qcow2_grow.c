@@ -314,16 +314,21 @@ int qcow2_plan_grow(struct image *img, const struct resize_args *a, struct plan_
         return fill(&g, a, state, e);
     if ((rc = place(&g, e)))
         return rc;
-    if (g.plan.alloc.reftable.cnt && qcow2_tail_clusters(&g.tail)) {
-        state->more = true;
-        return qcow2_alloc_move_reftable(img, &g.plan.alloc, s, e);
-    }
+    bool move_reftable = g.plan.alloc.reftable.cnt && qcow2_tail_clusters(&g.tail);
+    u64 most = move_reftable ? qcow2_alloc_eventual(img, &g.plan.alloc)
+                             : max_u64(img->file[0]->size, g.plan.alloc.end * g.cluster);
+    if (g.fill)
+        state->eventual = qcow2_fill_eventual(img, g.fill, most, round_down(img->size, g.cluster),
+                                              a->new_size);
+    else if (move_reftable)
+        state->eventual = most;
     if (g.fill && (rc = begin_fill(&g, a, state, e)))
         return rc;
-    if (g.fill)
-        state->eventual = qcow2_fill_eventual(
-            img, g.fill, max_u64(img->file[0]->size, g.plan.alloc.end * g.cluster),
-            state->v[V_VOFF], a->new_size);
+    if (move_reftable) {
+        state->more = true;
+        state->v[V_PHASE] = PHASE_START;
+        return qcow2_alloc_move_reftable(img, &g.plan.alloc, s, e);
+    }
     if ((rc = prepare(&g, a->work, e)) || (rc = commit(&g, g.fill ? img->size : g.new_size, e)))
         return rc;
     return give_back(&g, e);

@@ -14,10 +14,10 @@ u64 qcow2_count_get(const u8 *p, u32 order, u64 i)
         u32 width = 1u << order, per_byte = 8u >> order;
         return p[i / per_byte] >> (i % per_byte * width) & ((1u << width) - 1);
     }
-    u64 v = 0;
-    for (u32 n = 1u << (order - 3), k = 0; k < n; k++)
-        v = v << 8 | p[i * n + k];
-    return v;
+    return order == 3   ? p[i]
+           : order == 4 ? be16(p + i * 2)
+           : order == 5 ? be32(p + i * 4)
+                        : be64(p + i * 8);
 }
 
 void qcow2_count_put(u8 *p, u32 order, u64 i, u64 v)
@@ -72,18 +72,24 @@ int qcow2_refcount_get(struct image *img, u64 idx, u64 *count, struct err *e)
     return rc;
 }
 
+int qcow2_refblock_check(const struct image *img, u64 cluster_idx, u64 count, struct err *e)
+{
+    return count == 1 ? 0
+                      : FAIL(e, ERR_INCONSISTENT,
+                             "Refcount block at {val} is not covered by the refcount structures; "
+                             "run 'qemu-img check -r all' on the image",
+                             count, cluster_idx << img->u.qcow2.cluster_bits);
+}
+
 int qcow2_refblock_sound(struct image *img, u64 idx, u64 *off, struct err *e)
 {
-    u64 count = 1;
+    u64 count, cluster_idx;
     int rc = qcow2_refblock(img, idx, off, e);
-    if (!rc && *off)
-        rc = qcow2_refcount_get(img, *off >> img->u.qcow2.cluster_bits, &count, e);
-    if (!rc && count != 1)
-        rc = FAIL(e, ERR_INCONSISTENT,
-                  "Refcount block at {val} is not covered by the refcount structures; run "
-                  "'qemu-img check -r all' on the image",
-                  idx, *off);
-    return rc;
+    if (rc || !*off)
+        return rc;
+    cluster_idx = *off >> img->u.qcow2.cluster_bits;
+    rc = qcow2_refcount_get(img, cluster_idx, &count, e);
+    return rc ? rc : qcow2_refblock_check(img, cluster_idx, count, e);
 }
 
 /* Changes those of the entries [base, base+cnt), held in buf, that lie in the run. */

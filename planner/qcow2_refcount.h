@@ -25,6 +25,9 @@ int qcow2_refblock(struct image *img, u64 idx, u64 *off, struct err *e);
  * ERR_INCONSISTENT. */
 int qcow2_refblock_sound(struct image *img, u64 idx, u64 *off, struct err *e);
 
+/* The same, where the block's cluster and its count are known. */
+int qcow2_refblock_check(const struct image *img, u64 cluster_idx, u64 count, struct err *e);
+
 /* The count of cluster `idx` (an index, not an offset); 0 where no block covers it. */
 int qcow2_refcount_get(struct image *img, u64 idx, u64 *count, struct err *e);
 

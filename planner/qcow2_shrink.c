@@ -21,7 +21,9 @@
 #include "qcow2_state.h"
 #include "qcow2_tail.h"
 
-enum { PUNCH_MAX = 100000 };
+enum { PUNCH_MAX = 100000, PIECE = 4096 /* bytes of an L2 table looked at together */ };
+
+static const char past_the_end[] = "past the new end";
 
 struct shrink {
     struct image *img;
@@ -31,24 +33,14 @@ struct shrink {
     struct qcow2_drop drop;
 };
 
-/* Counts, then holes. */
-static int free_listed(struct shrink *k, const char *why, struct err *e)
-{
-    u64 left = PUNCH_MAX - k->v[V_PUNCHES];
-    int rc = qcow2_drop_emit(k->img, &k->drop, k->s, why, e);
-    if (!rc)
-        rc = qcow2_drop_punch(k->img, &k->drop, &left, k->s, e);
-    k->v[V_PUNCHES] = PUNCH_MAX - left;
-    return rc;
-}
-
-static int unshare(struct shrink *k, struct qcow2_tail *t, struct err *e)
+static int unshare(struct shrink *k, struct qcow2_tail *t, u64 *eventual, struct err *e)
 {
     struct image *img = k->img;
     struct qcow2_alloc a;
     int rc = qcow2_alloc_place(img, qcow2_tail_clusters(t), t->free, t->frees, &a, e);
     if (rc)
         return rc;
+    *eventual = qcow2_alloc_eventual(img, &a);
     if (a.reftable.cnt)
         return qcow2_alloc_move_reftable(img, &a, k->s, e);
     qcow2_tail_place(img, t, a.payload.first);
@@ -76,13 +68,12 @@ static int list_stale(struct shrink *k, const struct qcow2_tail *t, struct err *
 
 /* Every refcount block must be where a block can be, and counted: what comes after the commit relies
  * on it. */
-static int check_reftable(struct image *img, struct err *e)
+static int check_reftable(struct shrink *k, struct err *e)
 {
-    const struct qcow2 *q = &img->u.qcow2;
-    for (u64 i = 0; i < qcow2_reftable_entries(q); i++) {
-        u64 off;
-        int rc = qcow2_refblock_sound(img, i, &off, e);
-        if (rc)
+    for (u64 i = 0; i < k->drop.spared_cnt; i++) { /* in the order of the counts */
+        u64 count;
+        int rc = qcow2_refcount_get(k->img, k->drop.spared[i], &count, e);
+        if (rc || (rc = qcow2_refblock_check(k->img, k->drop.spared[i], count, e)))
             return rc;
     }
     return 0;
@@ -113,26 +104,29 @@ static int commit(struct shrink *k, const struct qcow2_tail *t, struct err *e)
         return rc;
     if (t->zero || t->stale_end)
         rc = plan_barrier(k->s, "nothing is seen past the new end", e);
-    return rc || !k->drop.cnt ? rc : free_listed(k, "past the new end", e);
+    return rc || !k->drop.cnt ? rc : qcow2_drop_emit(k->img, &k->drop, k->s, past_the_end, e);
 }
 
 /* Lists one L2 table's references from entry v[V_L2_IDX] on, and the table itself once it is done. */
 static int list_table(struct shrink *k, u64 l2, bool *full, struct err *e)
 {
-    u64 *i = &k->v[V_L2_IDX];
-    for (; *i < 1ull << k->q->l2_bits; ++*i) {
+    u32 size = k->q->l2_entry_size;
+    u64 *i = &k->v[V_L2_IDX], n;
+    for (; *i < 1ull << k->q->l2_bits; *i += n) {
         const u8 *p;
-        *full = !qcow2_drop_room(&k->drop);
+        n = min_u64(PIECE / size, (1ull << k->q->l2_bits) - *i);
+        *full = !qcow2_drop_room(&k->drop, n);
         if (*full)
             return 0;
-        int rc = window_get(&k->img->win2, k->img->file[0], l2 + *i * k->q->l2_entry_size, 8,
+        int rc = window_get(&k->img->win2, k->img->file[0], l2 + *i * size, (u32)n * size,
                             l2 + k->img->unit, &p, e);
         if (rc)
             return rc;
-        if (be64(p))
-            qcow2_drop_entry(k->img, &k->drop, be64(p));
+        for (const u8 *end = p + n * size; p < end; p += size)
+            if (be64(p))
+                qcow2_drop_entry(k->img, &k->drop, be64(p));
     }
-    *full = !qcow2_drop_room(&k->drop);
+    *full = !qcow2_drop_room(&k->drop, 1);
     if (*full)
         return 0;
     qcow2_drop_add(&k->drop, l2 >> k->q->cluster_bits);
@@ -140,12 +134,14 @@ static int list_table(struct shrink *k, u64 l2, bool *full, struct err *e)
     return 0;
 }
 
-/* One batch of the old L1 tail. A table that no sound image has is left alone: it leaks. */
+/* One batch of the old L1 tail. A table that no sound image has is left alone: it leaks. So does
+ * what comes after more tables than the file has clusters: some are listed twice. */
 static int stream(struct shrink *k, struct err *e)
 {
     struct table l1 = {k->img->file[0], &k->img->win, k->q->l1_table_offset, k->v[V_OLD_L1_SIZE]};
     bool full = false;
-    for (u64 *i = &k->v[V_L1_IDX]; *i < l1.cnt; ++*i) {
+    u64 most = k->drop.file_size >> k->q->cluster_bits;
+    for (u64 *i = &k->v[V_L1_IDX]; *i < l1.cnt && k->v[V_TABLES] < most; ++*i) {
         struct err ignored = {0};
         u64 entry;
         int rc = table_get(&l1, *i, &entry, e);
@@ -155,7 +151,8 @@ static int stream(struct shrink *k, struct err *e)
         if (rc)
             return rc;
         if (full)
-            return free_listed(k, "past the new end", e);
+            return qcow2_drop_emit(k->img, &k->drop, k->s, past_the_end, e);
+        k->v[V_TABLES] += entry != 0;
     }
     u64 kept = div_up(k->q->l1_size * 8ull, k->img->unit), had = div_up(l1.cnt * 8, k->img->unit);
     if (k->drop.cnt + had - kept <= k->drop.cap) { /* else in the next epoch, with an empty list */
@@ -163,7 +160,7 @@ static int stream(struct shrink *k, struct err *e)
             qcow2_drop_add(&k->drop, (l1.off >> k->q->cluster_bits) + kept++);
         k->v[V_PHASE] = PHASE_BLOCKS;
     }
-    return free_listed(k, "past the new end", e);
+    return qcow2_drop_emit(k->img, &k->drop, k->s, past_the_end, e);
 }
 
 /* Does the refcount block at `off` count nothing but, perhaps, itself? *last: the index of the last
@@ -194,12 +191,15 @@ static int look_at_block(struct image *img, u64 block, u64 off, bool *empty, u64
     return 0;
 }
 
-/* Where the file may end: behind the last cluster that is counted, and every table that is named. */
+/* Where the file may end: behind the last cluster that is counted, and every table that is named.
+ * What is free before that becomes holes. */
 static int cut(struct shrink *k, u64 last, struct err *e)
 {
     const struct qcow2 *q = k->q;
     u64 end = max_u64((last + 1) << q->cluster_bits, round_up(q->tables_end, k->img->unit));
-    int rc = end < k->img->file[0]->size ? plan_length(k->s, end, "what follows is free", e) : 0;
+    int rc = qcow2_drop_punch(k->img, &k->drop, end >> q->cluster_bits, PUNCH_MAX, k->s, e);
+    if (!rc)
+        rc = end < k->img->file[0]->size ? plan_length(k->s, end, "what follows is free", e) : 0;
     if (!rc)
         rc = plan_barrier(k->s, "done", e);
     return rc || !qcow2_has_data_file(q) ? rc : qcow2_data_shrink(k->img, k->new_size, k->s, e);
@@ -211,12 +211,10 @@ static int cut(struct shrink *k, u64 last, struct err *e)
 static int blocks(struct shrink *k, struct plan_state *state, struct err *e)
 {
     const struct qcow2 *q = k->q;
-    u64 entries = qcow2_reftable_entries(q), last = 0;
-    u64 room = k->drop.cap / 2, left = PUNCH_MAX - k->v[V_PUNCHES];
-    struct qcow2_drop self = {.idx = k->drop.tmp + room,
-                              .file_size = k->drop.file_size}; /* the list uses the first half only */
+    u64 last = 0;
     static const u8 none[8];
-    for (u64 i = 0; i < entries && k->drop.cnt < room && self.freed < room; i++) {
+    state->more = false;
+    for (u64 i = 0; i < qcow2_reftable_entries(q) && qcow2_drop_room(&k->drop, 1); i++) {
         u64 off;
         bool empty;
         int rc = qcow2_refblock(k->img, i, &off, e);
@@ -224,24 +222,22 @@ static int blocks(struct shrink *k, struct plan_state *state, struct err *e)
             return rc;
         if (!off || !empty)
             continue;
+        state->more = true;
         u64 cluster = off >> q->cluster_bits;
         if (cluster >> qcow2_refblock_bits(q) == i)
-            self.idx[self.freed++] = cluster;
+            qcow2_drop_freed(&k->drop, cluster);
         else
             qcow2_drop_add(&k->drop, cluster);
         if ((rc = plan_write(k->s, q->refcount_table_offset + i * 8, none, 8,
                              "a refcount block that counts nothing any more", e)))
             return rc;
     }
-    state->more = k->drop.cnt || self.freed;
-    k->drop.spared_cnt = 0; /* here it is blocks that go */
     if (!state->more)
         return cut(k, last, e);
+    k->drop.spared_cnt = 0; /* here it is blocks that go */
     int rc = plan_barrier(k->s, "empty refcount blocks are unlinked", e);
-    if (!rc)
-        rc = qcow2_drop_punch(k->img, &self, &left, k->s, e);
-    k->v[V_PUNCHES] = PUNCH_MAX - left;
-    return rc || !k->drop.cnt ? rc : free_listed(k, "the block itself", e);
+    return rc || !k->drop.cnt ? rc
+                              : qcow2_drop_emit(k->img, &k->drop, k->s, "the block itself", e);
 }
 
 bool qcow2_shrink_goes_on(const struct plan_state *state)
@@ -254,7 +250,7 @@ int qcow2_plan_shrink(struct image *img, const struct resize_args *a, struct pla
 {
     struct shrink k = {img, &img->u.qcow2, s, state->v, a->new_size};
     struct qcow2_tail tail = {.size = a->new_size, .whole = true};
-    qcow2_drop_init(img, &k.drop, a->work, a->work_len);
+    qcow2_drop_init(img, &k.drop, a->work, a->work_len, state->v[V_PHASE] == PHASE_START);
     state->more = true;
     int rc = qcow2_drop_spare_blocks(img, &k.drop, e);
     if (rc)
@@ -263,7 +259,7 @@ int qcow2_plan_shrink(struct image *img, const struct resize_args *a, struct pla
         return stream(&k, e);
     if (state->v[V_PHASE] == PHASE_BLOCKS)
         return blocks(&k, state, e);
-    if ((rc = check_reftable(img, e)) || (rc = qcow2_tail_look(img, &tail, e)))
+    if ((rc = check_reftable(&k, e)) || (rc = qcow2_tail_look(img, &tail, e)))
         return rc;
-    return qcow2_tail_clusters(&tail) ? unshare(&k, &tail, e) : commit(&k, &tail, e);
+    return qcow2_tail_clusters(&tail) ? unshare(&k, &tail, &state->eventual, e) : commit(&k, &tail, e);
 }

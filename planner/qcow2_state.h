@@ -26,7 +26,7 @@ enum {
     V_OLD_L1_SIZE = V_FREE,
     V_L1_IDX,
     V_L2_IDX,
-    V_PUNCHES,
+    V_TABLES, /* L2 tables listed so far */
 };
 
 #endif
