@@ -13,7 +13,7 @@ static int raw_resize(struct image *img, const struct resize_args *a, struct pla
         return FAIL(e, ERR_PREALLOCATION_UNSUPPORTED, "Unsupported preallocation mode: metadata", 0,
                     0);
     int rc = plan_length(s, a->new_size, "the file is the disk", e);
-    assert(a->work_len >= PLAN_PREALLOCATE_WORK);
+    assert(a->preallocation == PREALLOC_OFF || a->work_len >= PLAN_PREALLOCATE_WORK);
     if (!rc && a->new_size > img->size)
         rc = plan_preallocate(s, 0, img->size, a->new_size - img->size, a->preallocation, a->work,
                               e);
