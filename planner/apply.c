@@ -14,7 +14,7 @@ static int copy_round(struct apply_sink *a, struct blk *from, u64 from_off, stru
     unsigned n = 0;
     for (u64 done = 0; done < len; n++) {
         size_t part = (size_t)min_u64(len - done, BLK_IO_MAX);
-        u8 *buf = (u8 *)a->mem + done;
+        u8 *buf = (u8 *)a->host->mem + done;
         assert(n < BLK_BATCH_MAX);
         in[n] = (struct blk_req){from, BLK_READ, from_off + done, buf, part};
         out[n] = (struct blk_req){to, BLK_WRITE, off + done, buf, part};
@@ -28,7 +28,7 @@ static int copy(struct apply_sink *a, const struct patch *p, struct err *e)
 {
     struct blk *from = a->img->file[p->from], *to = a->img->file[p->slot];
     u64 sector = max_u64(from->sector, to->sector);
-    u64 max = min_u64(a->mem_len, (u64)BLK_BATCH_MAX * BLK_IO_MAX);
+    u64 max = min_u64(a->host->mem_len, (u64)BLK_BATCH_MAX * BLK_IO_MAX);
     bool aligned = p->off % sector == 0 && p->from_off % sector == 0;
     int rc = 0;
     for (u64 done = 0; !rc && done < p->len;) {
@@ -37,9 +37,9 @@ static int copy(struct apply_sink *a, const struct patch *p, struct err *e)
             part = round_down(part, sector);
             rc = copy_round(a, from, p->from_off + done, to, p->off + done, part, e);
         } else {
-            rc = blk_read(from, p->from_off + done, a->mem, (size_t)part, e);
+            rc = blk_read(from, p->from_off + done, a->host->mem, (size_t)part, e);
             if (!rc)
-                rc = blk_write(to, p->off + done, a->mem, (size_t)part, e);
+                rc = blk_write(to, p->off + done, a->host->mem, (size_t)part, e);
         }
         done += part;
     }
@@ -58,6 +58,7 @@ static int apply_emit(struct sink *s, const struct patch *p, struct err *e)
 {
     struct apply_sink *a = (struct apply_sink *)s;
     struct blk *b = a->img->file[p->slot];
+    int rc;
     digest_patch(&a->digest, p);
     if (p->commit &&
         (a->digest.hash != a->commit_digest.hash || a->digest.cnt != a->commit_digest.cnt))
@@ -76,7 +77,9 @@ static int apply_emit(struct sink *s, const struct patch *p, struct err *e)
     case PATCH_DISCARD:
         return blk_discard(b, p->off, p->len, e);
     case PATCH_INSERT:
-        break; /* the check sink has refused it */
+        rc = a->host->insert(a->host, p->slot, p->off, p->len, e);
+        b->size += rc ? 0 : p->len;
+        return rc;
     case PATCH_BARRIER:
         return flush_all(a->img, e);
     }
@@ -84,10 +87,10 @@ static int apply_emit(struct sink *s, const struct patch *p, struct err *e)
     return 0;
 }
 
-void apply_init(struct apply_sink *a, struct image *img, const struct check_sink *checked, void *mem,
-                size_t mem_len)
+void apply_init(struct apply_sink *a, struct image *img, const struct check_sink *checked,
+                struct plan_host *h)
 {
-    assert(mem_len >= BLK_IO_MAX);
-    *a = (struct apply_sink){{apply_emit}, img, {0}, checked->commit_digest, mem, mem_len};
+    assert(h->mem_len >= BLK_IO_MAX);
+    *a = (struct apply_sink){{apply_emit}, img, {0}, checked->commit_digest, h};
     digest_init(&a->digest);
 }

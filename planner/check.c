@@ -17,7 +17,7 @@ static void check_range(const struct check_sink *c, u8 slot, u64 off, u64 len)
 
 static void check_commit(struct check_sink *c, const struct patch *p)
 {
-    assert(!c->committed && p->kind == PATCH_WRITE && c->barrier);
+    assert(!c->committed && p->kind == PATCH_WRITE && c->barrier && !c->state->undo);
     assert(p->off / COMMIT_SECTOR == (p->off + p->len - 1) / COMMIT_SECTOR);
     c->committed = true;
     c->commit_digest = c->digest;
@@ -52,11 +52,16 @@ static int check_emit(struct sink *s, const struct patch *p, struct err *e)
         assert(p->slot != p->from || !ranges_overlap(p->off, p->len, p->from_off, p->len));
         break;
     case PATCH_INSERT:
-        assert(!"no planner inserts yet");
+        assert(p->slot < c->img->files && p->len && p->off <= c->length[p->slot]);
+        assert(c->digest.cnt == 0 && !c->state->undo);
+        c->length[p->slot] += p->len; /* which the host sees to itself, and not as a growth */
         break;
     case PATCH_BARRIER:
         break;
     }
+    int rc = c->state->undo ? undo_patch(&c->undo, p, e) : 0;
+    if (rc)
+        return rc;
     digest_patch(&c->digest, p);
     c->bytes += p->kind == PATCH_WRITE ? p->len : ALIVE_BYTES / 4096;
     if (c->bytes >= ALIVE_BYTES && c->host && c->host->alive) {
@@ -66,13 +71,16 @@ static int check_emit(struct sink *s, const struct patch *p, struct err *e)
     if (p->commit)
         check_commit(c, p);
     c->barrier = p->kind == PATCH_BARRIER;
-    return c->host && c->host->show ? c->host->show(c->host, c->epoch, p, e) : 0;
+    return c->host && c->host->show ? c->host->show(c->host, c->state->epoch, p, e) : 0;
 }
 
-void check_init(struct check_sink *c, struct image *img, struct plan_host *h, u32 epoch)
+void check_init(struct check_sink *c, struct image *img, struct plan_host *h,
+                const struct plan_state *state)
 {
     *c = (struct check_sink){.sink = {check_emit}, .img = img, .barrier = true, .host = h,
-                             .epoch = epoch};
+                             .state = state};
+    if (h && h->mem_len >= UNDO_MEM)
+        undo_init(&c->undo, img, h->mem, h->mem_len);
     digest_init(&c->digest);
     for (int i = 0; i < img->files; i++)
         c->length[i] = img->file[i]->size;

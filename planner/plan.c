@@ -120,7 +120,7 @@ static int check_pass(const struct step *st, struct plan_state *state, struct ch
                       struct plan_host *h, struct err *e)
 {
     int rc;
-    check_init(check, st->img, h, state->epoch);
+    check_init(check, st->img, h, state);
     if (state->epoch > 0 && (rc = image_reopen(st->img, e))) /* it was opened just now */
         return rc;
     if ((rc = st->run(st, state, &check->sink, e)))
@@ -134,7 +134,7 @@ static int apply_pass(const struct step *st, struct plan_state *state,
 {
     struct apply_sink apply;
     int rc;
-    apply_init(&apply, st->img, check, h->mem, h->mem_len);
+    apply_init(&apply, st->img, check, h);
     if ((rc = image_reopen(st->img, e)) || (rc = st->run(st, state, &apply.sink, e)))
         return rc;
     if (apply.digest.hash != check->digest.hash || apply.digest.cnt != check->digest.cnt)
@@ -149,7 +149,7 @@ static int plan_run(const struct step *st, struct plan_host *h, struct err *e)
     struct check_sink check;
     int rc;
     do {
-        state.more = false;
+        state.more = state.undo = false;
         copy = state;
         if ((rc = check_pass(st, &copy, &check, h, e)))
             return rc;
@@ -160,7 +160,10 @@ static int plan_run(const struct step *st, struct plan_host *h, struct err *e)
             return 0;
         check.need.eventual = state.epoch == 0 ? copy.eventual : 0;
         check.need.room |= check.need.eventual > st->img->file[0]->size;
-        if (check.need.room && (rc = h->need(h, state.epoch, &check.need, e)))
+        check.need.undo = check.undo.cnt;
+        if (check.need.undo && (rc = undo_show(&check.undo, h, e)))
+            return rc;
+        if ((check.need.room || check.need.undo) && (rc = h->need(h, state.epoch, &check.need, e)))
             return rc;
         if ((rc = apply_pass(st, &state, &check, h, e)))
             return rc;

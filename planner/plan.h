@@ -34,7 +34,8 @@ enum patch_kind {
     PATCH_ZERO,    /* `len` zero bytes at `off`; may_unmap: the host may punch a hole */
     PATCH_COPY,    /* `len` bytes from `from_off` of slot `from` to `off`; ranges do not overlap */
     PATCH_DISCARD, /* [off, off+len) is garbage from here on */
-    PATCH_INSERT,  /* the host inserts `len` bytes at `off` */
+    PATCH_INSERT,  /* the host inserts `len` zero bytes at `off`, at once or not at all: what followed
+                    * follows them. The first patch of its epoch */
     PATCH_BARRIER, /* everything before is durable before anything after is issued */
 };
 
@@ -73,6 +74,7 @@ enum { PLAN_PREALLOCATE_WORK = 1 << 20 /* bytes of `work` */ };
 struct plan_state {
     u32 epoch; /* 0 in the first call; counted by plan_run() */
     bool more; /* set by the planner: another epoch follows */
+    bool undo; /* set by the planner, before it emits: this epoch is one of P10 */
     u64 eventual; /* set in the first epoch of several: the most that the file may come to, bytes */
     u64 v[12];    /* the planner's own */
 };
@@ -105,19 +107,27 @@ struct plan_need {
     u64 eventual;            /* length[0] in later epochs, at most; 0: this is the last that asks.
                               * Asked for in the first, so that a refusal comes before a write */
     bool room;               /* some length is wanted */
+    bool undo;               /* what plan_host.undo was shown must be durable first */
 };
+
+enum { UNDO_SHOW_MAX = 64 };
 
 /* What the operation lends to plan_run(). */
 struct plan_host {
     /* Asks for what the epoch needs; returns 0 once it is granted. */
     int (*need)(struct plan_host *, u32 epoch, const struct plan_need *, struct err *);
+    /* Shown what a P10 epoch overwrites, before its need(): at `off` of file `slot` stand `n` sectors
+     * of 512 bytes, n <= UNDO_SHOW_MAX, and crc[i] is the CRC-32C of what sector i will hold. */
+    int (*undo)(struct plan_host *, u8 slot, u64 off, const u32 *crc, unsigned n, struct err *);
+    /* Performs a PATCH_INSERT and returns 0 once the device shows it. */
+    int (*insert)(struct plan_host *, u8 slot, u64 off, u64 len, struct err *);
     /* Shown every patch of the check pass; NULL if nobody looks. */
     int (*show)(struct plan_host *, u32 epoch, const struct patch *, struct err *);
     /* Called now and then while a long plan is checked, which does no I/O; NULL if nobody waits. */
     void (*alive)(struct plan_host *, u64 patches);
     bool dry_run; /* stop after the first check pass */
-    void *mem;    /* copy buffer for apply, page aligned */
-    size_t mem_len; /* a multiple of BLK_IO_MAX, at least one */
+    void *mem;    /* copy buffer for apply, page aligned; the check pass keeps undo records in it */
+    size_t mem_len; /* a multiple of BLK_IO_MAX, at least one; two where epochs are of P10 */
     u64 length[IMAGE_FILES]; /* out: file lengths after the plan */
     bool more;               /* out, of a dry run: other epochs follow, which depend on the first */
 };

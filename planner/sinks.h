@@ -5,7 +5,7 @@
 #ifndef PLANNER_SINKS_H
 #define PLANNER_SINKS_H
 
-#include "plan.h"
+#include "undo.h"
 
 struct digest {
     u64 hash, cnt;
@@ -21,11 +21,13 @@ struct check_sink {
     struct digest digest, commit_digest; /* commit_digest: up to and with the commit patch */
     struct plan_need need;
     bool committed, barrier; /* barrier: the last patch was one */
+    const struct plan_state *state; /* of the planner that is being run */
+    struct undo undo;               /* in use if state->undo */
     struct plan_host *host;
-    u32 epoch;
     u64 bytes; /* digested since the host was told that we are alive */
 };
-void check_init(struct check_sink *c, struct image *img, struct plan_host *h, u32 epoch);
+void check_init(struct check_sink *c, struct image *img, struct plan_host *h,
+                const struct plan_state *state);
 
 /* Performs an epoch on the image's files: the only code that writes. The digest is compared before
  * the commit patch is performed (all that precedes it is harmless by P7) and once more at the end,
@@ -34,10 +36,9 @@ struct apply_sink {
     struct sink sink;
     struct image *img;
     struct digest digest, commit_digest;
-    void *mem;
-    size_t mem_len;
+    struct plan_host *host;
 };
-void apply_init(struct apply_sink *a, struct image *img, const struct check_sink *checked, void *mem,
-                size_t mem_len);
+void apply_init(struct apply_sink *a, struct image *img, const struct check_sink *checked,
+                struct plan_host *h);
 
 #endif

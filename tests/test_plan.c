@@ -6,6 +6,7 @@
  * is not the one that was checked.
  */
 #include "blk_record.h"
+#include "crc32c.h"
 #include "grow.h"
 #include "sinks.h"
 #include "test.h"
@@ -17,6 +18,8 @@ enum { FILE_LEN = 64 << 10 };
 
 static u8 image_mem[IMAGE_MEM], copy_mem[2 * BLK_IO_MAX] __attribute__((aligned(4096)));
 static u8 data[1024];
+static const struct plan_state first; /* an epoch that is not of P10 */
+static struct plan_host copies_in = {.mem = copy_mem, .mem_len = sizeof(copy_mem)};
 
 /* ---- the check sink ---- */
 
@@ -35,6 +38,7 @@ static struct image *raw_image(struct blk *b)
     { .kind = PATCH_WRITE, .off = (o), .len = (n), .data = data, .why = "w", .commit = true }
 #define ZERO(o, n) { .kind = PATCH_ZERO, .off = (o), .len = (n), .why = "w" }
 #define COPY(o, f, n) { .kind = PATCH_COPY, .off = (o), .from_off = (f), .len = (n), .why = "w" }
+#define INSERT(o, n) { .kind = PATCH_INSERT, .off = (o), .len = (n), .why = "w" }
 #define BARRIER { .kind = PATCH_BARRIER, .why = "w" }
 #define END { .kind = PATCH_BARRIER, .why = NULL, .len = 99 }
 /* clang-format on */
@@ -56,7 +60,7 @@ static int checked(const struct patch *p)
         struct err e = {0};
         fclose(stderr);
         blk_mem_init(&m, FILE_LEN, 512);
-        check_init(&c, raw_image(&m.blk), NULL, 0);
+        check_init(&c, raw_image(&m.blk), NULL, &first);
         for (; !is_end(p) && !e.code; p++)
             c.sink.emit(&c.sink, p, &e);
         _exit((int)e.code);
@@ -96,6 +100,9 @@ static const struct {
     { "a commit up to a sector's end", 0, { COMMIT(500, 12), BARRIER, END } },
     { "a commit of zeros", -1,
       { { .kind = PATCH_ZERO, .len = 5, .why = "w", .commit = true }, BARRIER, END } },
+    { "an insertion first", 0, { INSERT(4096, 512), WRITE(FILE_LEN, 512), BARRIER, END } },
+    { "an insertion later", -1, { WRITE(0, 512), INSERT(4096, 512), BARRIER, END } },
+    { "an insertion past the end", -1, { INSERT(FILE_LEN + 1, 512), BARRIER, END } },
     { "a file of more than 2^63", ERR_NO_SPACE, { LENGTH(1ull << 63), BARRIER, END } },
 };
 /* clang-format on */
@@ -114,13 +121,13 @@ static void needs_add_up(void)
     struct check_sink c;
     struct err e = {0};
     blk_mem_init(&m, FILE_LEN, 512);
-    check_init(&c, raw_image(&m.blk), NULL, 0);
+    check_init(&c, raw_image(&m.blk), NULL, &first);
     CHECK(!plan_length(&c.sink, FILE_LEN, "as it is", &e) && !c.need.room);
     CHECK(c.length[0] == FILE_LEN && c.need.length[0] == 0);
     CHECK(!plan_length(&c.sink, 1 << 19, "w", &e) && !plan_length(&c.sink, 1 << 20, "w", &e));
     CHECK(c.need.room && c.need.length[0] == 1 << 20 && c.length[0] == 1 << 20);
     /* a shorter file needs nothing: the launcher cuts it at the end */
-    check_init(&c, raw_image(&m.blk), NULL, 0);
+    check_init(&c, raw_image(&m.blk), NULL, &first);
     CHECK(!plan_length(&c.sink, 100, "shorter", &e) && !c.need.room && c.length[0] == 100);
     CHECK(m.reads + m.writes + m.grows + m.flushes == 0);
     blk_mem_free(&m);
@@ -173,6 +180,88 @@ static void digests_tell_streams_apart(void)
     CHECK(d.hash != base.hash && d.cnt == 2);
 }
 
+/* ---- P10 ---- */
+
+struct journal {
+    struct plan_host h;
+    u64 off[80];
+    u32 crc[80];
+    unsigned cnt, runs;
+};
+
+static int note_undo(struct plan_host *h, u8 slot, u64 off, const u32 *crc, unsigned n,
+                     struct err *e)
+{
+    struct journal *j = (struct journal *)h;
+    (void)slot, (void)e;
+    for (unsigned i = 0; i < n && j->cnt < 80; i++, j->cnt++) {
+        j->off[j->cnt] = off + i * 512;
+        j->crc[j->cnt] = crc[i];
+    }
+    j->runs++;
+    return 0;
+}
+
+/* Every sector that a P10 epoch overwrites is shown once, with the CRC of what it will hold; what it
+ * appends is not. */
+static void undo_records(void)
+{
+    const struct plan_state p10 = {.undo = true};
+    struct journal j = {.h = {.undo = note_undo, .mem = copy_mem, .mem_len = sizeof(copy_mem)}};
+    struct blk_mem m, after;
+    struct check_sink c;
+    struct apply_sink a;
+    struct err e = {0};
+    u8 sector[512];
+    blk_mem_init(&m, FILE_LEN + 100, 512); /* its end is inside a sector */
+    memset(data, 0x77, sizeof(data));
+    for (u64 off = 0; off < FILE_LEN; off += 512)
+        blk_mem_put(&m, off, data, 512);
+    blk_mem_over(&after, &m);
+    memset(data, 0x31, sizeof(data));
+    struct image *img = raw_image(&after.blk);
+    check_init(&c, img, &j.h, &p10);
+    apply_init(&a, img, &c, &j.h);
+    for (int pass = 0; pass < 2; pass++) {
+        struct sink *s = pass ? &a.sink : &c.sink;
+        CHECK(!plan_length(s, FILE_LEN + 8192, "w", &e));
+        CHECK(!plan_write(s, 500, data, 24, "w", &e) && !plan_write(s, 510, "xy", 2, "w", &e));
+        CHECK(!plan_zero(s, 4096 + 8, 1024, "w", &e) && !plan_barrier(s, "w", &e));
+        CHECK(!plan_write(s, FILE_LEN + 90, data, 1000, "w", &e) && !plan_barrier(s, "w", &e));
+    }
+    CHECK(!undo_show(&c.undo, &j.h, &e));
+    CHECK(j.cnt == 6 && j.runs == 3);
+    for (unsigned i = 0; i < j.cnt; i++) {
+        blk_mem_get(&after, j.off[i], sector, 512);
+        if (j.off[i] + 512 > FILE_LEN + 100) /* as far as the old file had it */
+            memset(sector + 100, 0, 412);
+        CHECK(j.crc[i] == crc32c(0, sector, 512));
+        for (unsigned k = 0; k < i; k++)
+            CHECK(j.off[k] != j.off[i]);
+    }
+    blk_mem_free(&after);
+    blk_mem_free(&m);
+}
+
+static void undo_is_bounded(void)
+{
+    const struct plan_state p10 = {.undo = true};
+    struct journal j = {.h = {.undo = note_undo, .mem = copy_mem, .mem_len = sizeof(copy_mem)}};
+    struct blk_mem m;
+    struct check_sink c;
+    struct err e = {0};
+    blk_mem_init(&m, 4 << 20, 512);
+    check_init(&c, raw_image(&m.blk), &j.h, &p10);
+    CHECK(!plan_zero(&c.sink, 0, 1 << 20, "w", &e));
+    CHECK(plan_zero(&c.sink, 1 << 20, 1, "w", &e) == ERR_INTERNAL_OVERFLOW);
+    e = (struct err){0};
+    check_init(&c, raw_image(&m.blk), &j.h, &p10);
+    for (u64 i = 0; i < 65; i++)
+        CHECK(!plan_zero(&c.sink, i * 4096, 1, "w", &e));
+    CHECK(undo_show(&c.undo, &j.h, &e) == ERR_INTERNAL_OVERFLOW);
+    blk_mem_free(&m);
+}
+
 /* ---- the apply sink ---- */
 
 static void order_is_kept(void)
@@ -187,11 +276,11 @@ static void order_is_kept(void)
     struct image *img = raw_image(&r.blk);
     struct check_sink c;
     struct apply_sink a;
-    check_init(&c, img, NULL, 0);
+    check_init(&c, img, NULL, &first);
     for (int pass = 0; pass < 2; pass++) {
         struct sink *s = pass ? &a.sink : &c.sink;
         if (pass)
-            apply_init(&a, img, &c, copy_mem, sizeof(copy_mem));
+            apply_init(&a, img, &c, &copies_in);
         CHECK(!plan_length(s, FILE_LEN + 4096, "w", &e) && !plan_write(s, 512, data, 512, "w", &e));
         CHECK(!plan_zero(s, FILE_LEN + 512, 1024, "w", &e) && !plan_barrier(s, "w", &e));
         CHECK(!plan_copy(s, FILE_LEN, 8192, 512, "w", &e) && !plan_barrier(s, "w", &e));
@@ -242,8 +331,8 @@ static void copies(void)
         struct image *img = raw_image(&m.blk);
         struct check_sink c;
         struct apply_sink a;
-        check_init(&c, img, NULL, 0);
-        apply_init(&a, img, &c, copy_mem, sizeof(copy_mem));
+        check_init(&c, img, NULL, &first);
+        apply_init(&a, img, &c, &copies_in);
         CHECK(!plan_copy(&a.sink, to, off, len, "w", &e));
         blk_mem_get(&m, to, y, len);
         CHECK(!memcmp(x, y, len));
@@ -393,6 +482,8 @@ int main(void)
     RUN(what_check_accepts);
     RUN(needs_add_up);
     RUN(digests_tell_streams_apart);
+    RUN(undo_records);
+    RUN(undo_is_bounded);
     RUN(order_is_kept);
     RUN(copies);
     RUN(a_changed_image_is_not_committed);
