@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT
  *
- * See chain.h. A guest may ask for the next file of the chain only, and only once for each; a file
- * that stands in the chain already closes a loop.
+ * See chain.h. What a guest may ask for has been judged by outcome.c; here it is looked where the
+ * name leads. A file that stands in the chain already closes a loop.
  */
 #include "chain.h"
 #include "locks.h"
+#include "outcome.h"
 #include "run.h"
 #include "text.h"
 
@@ -12,49 +13,71 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Is the file open in this chain already? Its own lock would be in the way. */
-static bool in_chain(const struct chain *c, int fd)
+static bool same_file(const struct stat *a, const struct stat *b)
+{
+    return (a->st_dev == b->st_dev && a->st_ino == b->st_ino) ||
+           (S_ISBLK(a->st_mode) && S_ISBLK(b->st_mode) && a->st_rdev == b->st_rdev);
+}
+
+/* The disk of this chain that is the open file, or NULL. Its own lock would be in the way. */
+static const struct disk *in_chain(const struct chain *c, int fd)
 {
     struct stat now;
     for (unsigned i = 0; i < c->count && fstat(fd, &now) == 0; i++)
-        if (c->disks[i].before.st_dev == now.st_dev && c->disks[i].before.st_ino == now.st_ino)
-            return true;
-    return false;
+        if (same_file(&c->disks[i].before, &now))
+            return &c->disks[i];
+    return NULL;
+}
+
+static int loop(const instar_NeedFile *need, const struct chain *c, const struct disk *known,
+                struct err *e)
+{
+    char *name = text_safe_copy(need->name.bytes, need->name.size);
+    if (need->role == instar_Role_ROLE_DATA)
+        err_set(e, instar_Code_LOOP, "External data file '%s' is %s.", name,
+                known == c->disks ? "the image itself" : "another file of the chain already");
+    else if (known->role == instar_Role_ROLE_DATA)
+        err_set(e, instar_Code_LOOP, "Backing file '%s' is an external data file already.", name);
+    else
+        err_set(e, instar_Code_LOOP, "Backing file '%s' creates an infinite loop.", name);
+    free(name);
+    return -1;
 }
 
 /* The open file as the next disk; its name is shown, and must not look like words of ours. */
-static int add(struct chain *c, int fd, char *path, const char *format, unsigned sector,
-               struct err *e)
+static int add(struct job *job, struct chain *c, const instar_NeedFile *need, int fd, char *path,
+               bool writable, struct err *e)
 {
     struct disk *d = &c->disks[c->count];
     c->paths[c->count] = path;
     c->count++; /* from here on chain_close() sees to it */
-    int r = disk_adopt(d, text_safe_copy(path, strlen(path)), fd, sector, e);
-    d->format = strdup(format);
+    int r = disk_adopt(d, text_safe_copy(path, strlen(path)), fd, writable, job->sector, e);
+    d->role = need->role;
+    d->of = need->slot;
+    d->target = need->writable;
+    if (need->role == instar_Role_ROLE_BACKING)
+        d->format = strdup(need->format);
     return r;
 }
 
 static int attach(struct job *job, struct chain *c, const instar_NeedFile *need, struct err *e)
 {
+    bool writable = need->writable && !job->request.dry_run;
     char *path;
-    if (c->count == 0 || need->slot != c->count - 1)
-        return err_set(e, instar_Code_PROTOCOL, "The guest asked for a file out of turn");
     if (c->count == CHAIN_DISKS)
         return err_set(e, instar_Code_CHAIN_DEPTH,
-                       "The chain of backing files is longer than %d", CHAIN_DISKS - 1);
+                       "The chain of files that the image names is longer than %d",
+                       CHAIN_DISKS - 1);
     const char *holder = need->slot ? c->paths[need->slot] : job->image;
-    int fd = policy_open(&job->policy, job->image, holder, need->name.bytes, need->name.size,
-                         &path, e);
+    int fd = policy_open(&job->policy, job->image, holder, need, writable, &path, e);
     if (fd < 0)
         return -1;
-    if (!in_chain(c, fd))
-        return add(c, fd, path, need->format, job->sector, e);
-    char *name = text_safe_copy(need->name.bytes, need->name.size);
-    err_set(e, instar_Code_LOOP, "Backing file '%s' creates an infinite loop.", name);
-    free(name);
+    const struct disk *known = in_chain(c, fd);
+    if (!known)
+        return add(job, c, need, fd, path, writable, e);
     free(path);
     close(fd);
-    return -1;
+    return loop(need, c, known, e);
 }
 
 int chain_run(struct job *job, struct chain *c, instar_Outcome *out, struct err *e)
@@ -65,11 +88,22 @@ int chain_run(struct job *job, struct chain *c, instar_Outcome *out, struct err 
         if (!out->has_need_file)
             return 0;
         if (job->verbose)
-            fprintf(stderr, "disk %u names a file that the result depends on\n",
-                    (unsigned)out->need_file.slot);
+            fprintf(stderr, "disk %u has %s %s that the result depends on\n",
+                    (unsigned)out->need_file.slot,
+                    out->need_file.role == instar_Role_ROLE_DATA ? "an" : "a",
+                    policy_kind(out->need_file.role));
         if (attach(job, c, &out->need_file, e) < 0)
             return -1;
     }
+}
+
+int chain_finish(const struct chain *c, const instar_Outcome *out, struct err *e)
+{
+    for (unsigned i = 0; i < c->count; i++)
+        if (c->disks[i].writable &&
+            disk_finish(&c->disks[i], outcome_length(out, &c->disks[i], i), e) < 0)
+            return -1;
+    return 0;
 }
 
 void chain_close(struct chain *c)

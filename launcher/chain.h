@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * An image with the files that it names: run the VM, and where it asks for such a file, apply the
- * path policy, attach the file as one more disk, read-only, and run it again: one boot more a file.
+ * path policy, attach the file as one more disk, and run it again: one boot more a file. All but
+ * the external data file of the image itself are attached read-only.
  */
 #ifndef LAUNCHER_CHAIN_H
 #define LAUNCHER_CHAIN_H
@@ -19,6 +20,9 @@ struct chain {
 
 /* Runs the job over the chain, which holds the image alone, or nothing, at first. */
 int chain_run(struct job *job, struct chain *c, instar_Outcome *out, struct err *e);
+
+/* Gives every file that was written the length that the Outcome says, and makes it durable. */
+int chain_finish(const struct chain *c, const instar_Outcome *out, struct err *e);
 
 /* Gives up the locks of every file. */
 void chain_close(struct chain *c);

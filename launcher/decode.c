@@ -30,16 +30,20 @@ static void number(struct json *j, const char *key, uint64_t value)
         json_number(j, key, value);
 }
 
+static void show_length(struct json *j, uint32_t slot, uint64_t length)
+{
+    json_open(j, NULL, '{');
+    json_number(j, "slot", slot);
+    json_number(j, "length", length);
+    json_close(j, '}');
+}
+
 static void show_need(struct json *j, const instar_Need *n)
 {
     json_number(j, "epoch", n->epoch);
     json_open(j, "lengths", '[');
-    for (unsigned i = 0; i < n->lengths_count; i++) {
-        json_open(j, NULL, '{');
-        json_number(j, "slot", n->lengths[i].slot);
-        json_number(j, "length", n->lengths[i].length);
-        json_close(j, '}');
-    }
+    for (unsigned i = 0; i < n->lengths_count; i++)
+        show_length(j, n->lengths[i].slot, n->lengths[i].length);
     json_close(j, ']');
 }
 
@@ -119,6 +123,12 @@ static void show_resize(struct json *j, const instar_ResizeResult *r)
     json_flag(j, "probed", r->probed);
     if (r->more)
         json_flag(j, "more", true);
+    if (r->files_after_count) {
+        json_open(j, "files_after", '[');
+        for (unsigned i = 0; i < r->files_after_count; i++)
+            show_length(j, r->files_after[i].slot, r->files_after[i].length);
+        json_close(j, ']');
+    }
     json_close(j, '}');
 }
 
@@ -128,6 +138,9 @@ static void show_need_file(struct json *j, const instar_NeedFile *n)
     json_bytes(j, "name", n->name.bytes, n->name.size);
     text(j, "format", n->format);
     json_number(j, "slot", n->slot);
+    json_number(j, "role", n->role);
+    if (n->writable)
+        json_flag(j, "writable", true);
     json_close(j, '}');
 }
 

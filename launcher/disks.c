@@ -73,9 +73,10 @@ int disk_open(struct disk *d, const char *name, bool writable, unsigned sector, 
     return d->fd < 0 ? cannot_open(d, errno, e) : lock_and_measure(d, sector, e);
 }
 
-int disk_adopt(struct disk *d, const char *name, int fd, unsigned sector, struct err *e)
+int disk_adopt(struct disk *d, const char *name, int fd, bool writable, unsigned sector,
+               struct err *e)
 {
-    *d = (struct disk){.name = name, .fd = fd};
+    *d = (struct disk){.name = name, .fd = fd, .writable = writable};
     return lock_and_measure(d, sector, e);
 }
 

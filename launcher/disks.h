@@ -13,9 +13,12 @@
 #include <sys/stat.h>
 
 struct disk {
-    const char *name;   /* as the user typed it; a backing file's: where it was found */
+    const char *name;   /* as the user typed it; of a file that an image names: where it was found */
     const char *format; /* what the image above says it is, or NULL */
+    instar_Role role;   /* what it is to the disk `of`, which names it */
+    unsigned of;
     int fd;
+    bool target;           /* the operation changes it, if this is no dry run */
     bool writable, device; /* a block device has a fixed length */
     unsigned sector;       /* the logical block size that the VM sees */
     uint64_t length;       /* bytes, when it was opened */
@@ -28,8 +31,9 @@ struct disk {
  * size; 0: a device's own, 512 for a file. */
 int disk_open(struct disk *d, const char *name, bool writable, unsigned sector, struct err *e);
 
-/* The same for a file that is open already, read-only: one that an image names. */
-int disk_adopt(struct disk *d, const char *name, int fd, unsigned sector, struct err *e);
+/* The same for a file that is open already: one that an image names. */
+int disk_adopt(struct disk *d, const char *name, int fd, bool writable, unsigned sector,
+               struct err *e);
 
 /* The length of the device that QEMU makes of a file of `length` bytes: whole sectors. */
 uint64_t disk_sectors(const struct disk *d, uint64_t length);

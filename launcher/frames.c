@@ -39,6 +39,9 @@ static bool in_contract(const instar_Event *ev)
         return true;
     if (o->has_error && (o->error.code < _instar_Code_MIN || o->error.code > _instar_Code_MAX))
         return false;
+    if (o->has_need_file &&
+        (o->need_file.role < _instar_Role_MIN || o->need_file.role > _instar_Role_MAX))
+        return false;
     return o->has_error || o->has_need_file || o->which_result != 0;
 }
 

@@ -40,7 +40,7 @@ static int work(struct job *job, struct chain *c, instar_Outcome *out, struct er
     if (r < 0)
         return r;
     print_raw_warning(job, out);
-    return d->writable ? disk_finish(d, out->result.resize.file_size_after, e) : 0;
+    return chain_finish(c, out, e);
 }
 
 static int do_job(struct job *job, struct err *e)
@@ -52,10 +52,11 @@ static int do_job(struct job *job, struct err *e)
         return job->command->host(e);
     if (c.count && disk_open(&c.disks[0], job->image, writable, job->sector, e) < 0)
         return -1;
+    c.disks[0].target = job->command->writes;
     int r = work(job, &c, &out, e);
     chain_close(&c);
     if (r == 0 && !job->hand)
-        (job->json ? job->command->json : job->command->print)(job, &c.disks[0], &out);
+        (job->json ? job->command->json : job->command->print)(job, c.disks, &out);
     return r;
 }
 

@@ -65,40 +65,116 @@ int outcome_error(const instar_Error *error, const struct job *job, struct err *
     return -1;
 }
 
-/* The length that the file is to get: never more than was granted, never less than it had unless
- * the user allowed to shrink. In a dry run nothing is granted, and nothing done. */
-static bool plausible(const instar_ResizeResult *r, const struct job *job, const struct disk *d)
+/* ---- a file that an image names ---- */
+
+/* May the request need it? Shrinking looks at no backing file. */
+static bool may_need(const struct job *job, const instar_NeedFile *need)
+{
+    const instar_Request *r = &job->request;
+    return r->which_op == instar_Request_resize_tag &&
+           (need->role == instar_Role_ROLE_DATA ||
+            (need->role == instar_Role_ROLE_BACKING &&
+             r->op.resize.kind != instar_SizeKind_MINUS));
+}
+
+/* Is it one that disk need->slot can name, and has not been asked for? */
+static bool in_turn(const instar_NeedFile *need, const struct disk *disks, unsigned count)
+{
+    bool asked = false;
+    for (unsigned i = 1; i < count; i++)
+        asked |= disks[i].of == need->slot && disks[i].role == need->role;
+    return need->slot < count && disks[need->slot].role != instar_Role_ROLE_DATA && !asked;
+}
+
+static int check_need(const instar_NeedFile *need, const struct job *job, const struct disk *disks,
+                      unsigned count, struct err *e)
+{
+    bool touched = false;
+    for (unsigned i = 0; i < count; i++)
+        touched |= disks[i].granted || disk_state(&disks[i]) == DISK_TOUCHED;
+    if (touched || !may_need(job, need) || !in_turn(need, disks, count))
+        return err_set(e, instar_Code_PROTOCOL, "The guest asked for a file out of turn");
+    if (need->writable && (need->role != instar_Role_ROLE_DATA || need->slot != 0 ||
+                           !job->command->writes))
+        return err_set(e, instar_Code_PROTOCOL,
+                       "The guest asked for a file to write that it may only read");
+    return 0;
+}
+
+/* ---- lengths ---- */
+
+/* The entry for the slot in files_after, or NULL. */
+static const instar_FileLength *file_after(const instar_ResizeResult *r, unsigned slot)
+{
+    for (unsigned i = 0; i < r->files_after_count; i++)
+        if (r->files_after[i].slot == slot)
+            return &r->files_after[i];
+    return NULL;
+}
+
+uint64_t outcome_length(const instar_Outcome *out, const struct disk *d, unsigned slot)
+{
+    const instar_ResizeResult *r = &out->result.resize;
+    const instar_FileLength *other = slot ? file_after(r, slot) : NULL;
+    return slot == 0 ? r->file_size_after : other ? other->length : d->length;
+}
+
+/* The length that a file is to get: never more than was granted, never less than it had unless the
+ * user allowed to shrink. In a dry run nothing is granted, and nothing done. */
+static bool length_plausible(const struct job *job, const struct disk *d, uint64_t length)
 {
     uint64_t most = d->granted > d->length ? d->granted : d->length;
     if (job->request.dry_run)
         most = UINT64_MAX;
     uint64_t least = job->request.op.resize.shrink ? 0 : d->length;
-    return r->error == instar_Code_OK && r->file_size_before == d->length &&
-           r->file_size_after >= least && r->file_size_after <= most &&
+    return length >= least && length <= most;
+}
+
+/* Each file but the image's own once, if it may be written; what has grown is not forgotten. */
+static bool files_plausible(const instar_ResizeResult *r, const struct job *job,
+                            const struct disk *disks, unsigned count)
+{
+    for (unsigned i = 0; i < r->files_after_count; i++) {
+        const instar_FileLength *f = &r->files_after[i];
+        if (f->slot == 0 || f->slot >= count || !disks[f->slot].target ||
+            file_after(r, f->slot) != f || !length_plausible(job, &disks[f->slot], f->length))
+            return false;
+    }
+    for (unsigned i = 1; i < count; i++)
+        if (disks[i].granted > disks[i].length && !file_after(r, i))
+            return false;
+    return true;
+}
+
+static bool plausible(const instar_ResizeResult *r, const struct job *job,
+                      const struct disk *disks, unsigned count)
+{
+    return r->error == instar_Code_OK && r->file_size_before == disks[0].length &&
+           length_plausible(job, &disks[0], r->file_size_after) &&
+           files_plausible(r, job, disks, count) &&
            (strcmp(r->action, "noop") == 0 || strcmp(r->action, "grow") == 0 ||
             strcmp(r->action, "shrink") == 0);
 }
 
 int outcome_check(const instar_Outcome *out, const struct job *job, const struct disk *disks,
-                  struct err *e)
+                  unsigned count, struct err *e)
 {
     /* A request and its result have the same number in the contract. */
     _Static_assert((int)instar_Request_noop_tag == (int)instar_Outcome_noop_tag &&
                        (int)instar_Request_info_tag == (int)instar_Outcome_info_tag &&
                        (int)instar_Request_resize_tag == (int)instar_Outcome_resize_tag,
                    "request and result");
+    int r = 0;
     if (out->has_error && out->error.code != instar_Code_OK)
         return outcome_error(&out->error, job, e);
-    if (out->has_need_file && disks[0].granted == 0 &&
-        job->request.which_op == instar_Request_resize_tag &&
-        job->request.op.resize.kind != instar_SizeKind_MINUS)
-        return 0; /* nothing has been done yet: chain.c attaches the file */
+    if (out->has_need_file)
+        return check_need(&out->need_file, job, disks, count, e);
     if (out->which_result != job->request.which_op ||
         (out->which_result == instar_Outcome_resize_tag &&
-         !plausible(&out->result.resize, job, &disks[0])))
+         !plausible(&out->result.resize, job, disks, count)))
         return err_set(e, instar_Code_PROTOCOL,
                        "The VM's outcome makes no sense, and is not acted on");
-    if (job->request.dry_run) /* the Need that would have been refused */
-        return growth_within_limit(&disks[0], out->result.resize.file_size_after, e);
-    return 0;
+    for (unsigned i = 0; job->request.dry_run && r == 0 && i < count; i++)
+        r = growth_within_limit(&disks[i], outcome_length(out, &disks[i], i), e);
+    return r; /* of a dry run: the Need that would have been refused */
 }

@@ -8,10 +8,14 @@
 #include "commands.h"
 #include "disks.h"
 
-/* 0: the operation was done, or waits for a file that the image names (need_file), and each number that the launcher acts on lies within what was
- * granted. -1: the guest's own error, put into words, or PROTOCOL. */
+/* 0: the operation was done, and each number that the launcher acts on lies within what was
+ * granted; or it waits for a file that an image names (need_file), and may. -1: the guest's own
+ * error, put into words, or PROTOCOL. */
 int outcome_check(const instar_Outcome *out, const struct job *job, const struct disk *disks,
-                  struct err *e);
+                  unsigned count, struct err *e);
+
+/* The length that the file of disk `slot` gets, by an Outcome that has been checked. */
+uint64_t outcome_length(const instar_Outcome *out, const struct disk *d, unsigned slot);
 
 /* Puts an error of the contract into words; returns -1. */
 int outcome_error(const instar_Error *error, const struct job *job, struct err *e);

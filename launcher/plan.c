@@ -4,6 +4,7 @@
  * petabyte, and the bytes of small writes below it.
  */
 #include "plan.h"
+#include "disks.h"
 #include "text.h"
 
 #include <string.h>
@@ -57,6 +58,8 @@ static void line(const struct job *job, const instar_Patch *p)
     text_safe(stdout, p->why, strlen(p->why), TEXT_ONE_LINE);
     if (p->kind == instar_PatchKind_COPY)
         printf(" (from %llu)", (unsigned long long)p->from_off);
+    if (p->slot)
+        printf(" (data file)"); /* no other disk is ever written */
     putchar('\n');
     if (p->data.size)
         bytes(p->data.bytes, p->data.size);
@@ -75,7 +78,7 @@ static void size(const char *label, uint64_t before, uint64_t after)
     putchar('\n');
 }
 
-void plan_print(const struct job *job, const instar_Outcome *out)
+void plan_print(const struct job *job, const struct disk *disks, const instar_Outcome *out)
 {
     const instar_ResizeResult *r = &out->result.resize;
     if (job->patches)
@@ -87,6 +90,8 @@ void plan_print(const struct job *job, const instar_Outcome *out)
     printf("%s\n", r->probed ? " (guessed)" : "");
     size("virtual size:", r->old_virtual_size, r->resolved_new_virtual_size);
     size("file length:", r->file_size_before, r->file_size_after);
+    for (unsigned i = 0; i < r->files_after_count; i++)
+        size("data file:", disks[r->files_after[i].slot].length, r->files_after[i].length);
     printf("%-14s%llu\n", "patches:", (unsigned long long)job->patches);
     if (r->more)
         puts("More epochs follow; they depend on what this one writes, and are not shown.");

@@ -12,7 +12,7 @@
 void plan_show(struct job *job, const instar_Patch *p);
 
 /* What stands after the last patch: for people, what it comes to. */
-void plan_print(const struct job *job, const instar_Outcome *out);
+void plan_print(const struct job *job, const struct disk *disks, const instar_Outcome *out);
 
 /* Begins the object if no patch has, and ends the list in it. */
 void plan_json_end(struct job *job);

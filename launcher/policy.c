@@ -45,8 +45,8 @@ static char *directory_of(const char *file)
     return dir;
 }
 
-/* An absolute path without empty, `.` and `..` components, by its letters alone: good enough to find
- * the root that a name means, since the kernel has the last word on what lies beneath it. */
+/* An absolute path without empty, `.` and `..` components, by its letters alone: good enough to
+ * find the root that a name means, since the kernel has the last word on what lies beneath it. */
 static char *clean(const char *path)
 {
     char *out = malloc(strlen(path) + 2), *end = out;
@@ -79,9 +79,11 @@ static const char *beneath(const char *root, const char *path)
     return *path ? path : NULL;
 }
 
-static int open_in(const char *root, const char *rest)
+/* Where the name leads, as an O_PATH descriptor: a fifo that is opened wakes its writer, even by an
+ * open that does not block, and a device may do anything. */
+static int find_in(const char *root, const char *rest)
 {
-    struct open_how how = {.flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY,
+    struct open_how how = {.flags = O_PATH | O_CLOEXEC,
                            .resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS};
     int dir = open(root, O_PATH | O_DIRECTORY | O_CLOEXEC);
     int fd = dir < 0 ? -1 : (int)syscall(SYS_openat2, dir, rest, &how, sizeof how);
@@ -92,9 +94,9 @@ static int open_in(const char *root, const char *rest)
     return fd;
 }
 
-/* Opens the absolute `path` if it lies beneath the directory `typed`, as that is spelled or as it is
+/* Finds the absolute `path` if it lies beneath the directory `typed`, as that is spelled or as it is
  * without links. -1 and errno: EXDEV if it does not. */
-static int open_beneath(const char *typed, const char *path)
+static int find_beneath(const char *typed, const char *path)
 {
     char *cwd = typed[0] == '/' ? NULL : getcwd(NULL, 0);
     char *full = cwd ? join(cwd, typed) : strdup(typed);
@@ -103,7 +105,7 @@ static int open_beneath(const char *typed, const char *path)
     int fd = -1, error = EXDEV;
     for (int i = 0; fd < 0 && i < 4; i++) {
         const char *r = root[i / 2], *n = name[i % 2], *rest = r && n ? beneath(r, n) : NULL;
-        fd = rest ? open_in(r, rest) : -1;
+        fd = rest ? find_in(r, rest) : -1;
         if (fd < 0 && rest && error == EXDEV)
             error = errno;
     }
@@ -130,12 +132,12 @@ static char *absolute(const char *holder, const char *name)
 }
 
 /* Tries every root; the image's directory first. */
-static int open_by_roots(const struct policy *p, const char *image, const char *path)
+static int find_by_roots(const struct policy *p, const char *image, const char *path)
 {
     char *home = directory_of(image);
-    int fd = home ? open_beneath(home, path) : -1, error = home ? errno : ENOMEM;
+    int fd = home ? find_beneath(home, path) : -1, error = home ? errno : ENOMEM;
     for (unsigned i = 0; fd < 0 && i < p->count; i++) {
-        fd = open_beneath(p->dirs[i], path);
+        fd = find_beneath(p->dirs[i], path);
         if (fd < 0 && error == EXDEV)
             error = errno;
     }
@@ -144,47 +146,90 @@ static int open_by_roots(const struct policy *p, const char *image, const char *
     return fd;
 }
 
-static int refused(const char *name, const char *why, struct err *e)
+/* The file that was found, for reading or writing: the same inode, reached by no name. */
+static int open_found(int found, const struct stat *st, bool writable)
 {
-    char *shown = text_safe_copy(name, strlen(name));
-    err_set(e, instar_Code_POLICY_REFUSED, "The image names another file, '%s', which %s", shown,
-            why);
+    char self[40];
+    struct stat now;
+    snprintf(self, sizeof self, "/proc/self/fd/%d", found);
+    int fd = open(self, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (fd < 0 || (fstat(fd, &now) == 0 && now.st_dev == st->st_dev && now.st_ino == st->st_ino))
+        return fd;
+    close(fd);
+    errno = ESTALE;
+    return -1;
+}
+
+const char *policy_kind(instar_Role role)
+{
+    return role == instar_Role_ROLE_DATA ? "external data file" : "backing file";
+}
+
+static int refused(const instar_NeedFile *need, const char *why, struct err *e)
+{
+    char *shown = text_safe_copy(need->name.bytes, need->name.size);
+    err_set(e, instar_Code_POLICY_REFUSED, "The image names %s %s, '%s', which %s",
+            need->role == instar_Role_ROLE_DATA ? "an" : "a", policy_kind(need->role), shown, why);
     free(shown);
     return -1;
 }
 
-static int open_name(const struct policy *p, const char *image, const char *holder,
-                     const char *name, char **path, struct err *e)
+static int cannot_open(const instar_NeedFile *need, int error, struct err *e)
+{
+    char *shown = text_safe_copy(need->name.bytes, need->name.size);
+    if (error)
+        err_set(e, instar_Code_READ_FAILED, "Could not open %s: Could not open '%s': %s",
+                policy_kind(need->role), shown, strerror(error));
+    else
+        err_set(e, instar_Code_READ_FAILED,
+                "Could not open %s: 'file' driver requires '%s' to be a regular file",
+                policy_kind(need->role), shown);
+    free(shown);
+    return -1;
+}
+
+/* The descriptor of what the policy allows; a refusal is worded here. */
+static int find_name(const struct policy *p, const char *image, const char *holder,
+                     const instar_NeedFile *need, const char *name, char **path, struct err *e)
 {
     if (p->forbidden)
-        return refused(name, "--no-backing forbids to open.", e);
-    if (has_protocol(name))
-        return refused(name, "is no plain file name: such names are never followed.", e);
+        return refused(need, "--no-backing forbids to open.", e);
+    if (need->role != instar_Role_ROLE_DATA && has_protocol(name))
+        return refused(need, "is no plain file name: such names are never followed.", e);
     *path = absolute(holder, name);
-    int fd = *path ? open_by_roots(p, image, *path) : -1;
-    if (fd >= 0)
-        return fd;
-    if (*path && errno != EXDEV && errno != ELOOP) {
-        char *shown = text_safe_copy(name, strlen(name));
-        err_set(e, instar_Code_READ_FAILED, "Could not open backing file: Could not open '%s': %s",
-                shown, strerror(errno));
-        free(shown);
-        return -1;
-    }
-    return refused(name,
+    int found = *path ? find_by_roots(p, image, *path) : -1;
+    if (found >= 0)
+        return found;
+    if (*path && errno != EXDEV && errno != ELOOP)
+        return cannot_open(need, errno, e);
+    return refused(need,
                    "does not lie in the image's directory. If you trust that, give its "
                    "directory with --backing-dir.",
                    e);
 }
 
-int policy_open(const struct policy *p, const char *image, const char *holder, const void *name,
-                size_t len, char **path, struct err *e)
+int policy_open(const struct policy *p, const char *image, const char *holder,
+                const instar_NeedFile *need, bool writable, char **path, struct err *e)
 {
-    char *string = as_string(name, len);
+    char *name = as_string(need->name.bytes, need->name.size);
+    struct stat st;
     *path = NULL;
-    if (!string)
-        return refused("", "is empty or holds a NUL byte.", e);
-    int fd = open_name(p, image, holder, string, path, e);
-    free(string);
+    if (!name)
+        return refused(need, "is empty or holds a NUL byte.", e);
+    int fd = -1, found = find_name(p, image, holder, need, name, path, e);
+    free(name);
+    if (found < 0)
+        return -1;
+    if (fstat(found, &st) < 0)
+        cannot_open(need, errno, e);
+    else if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+        cannot_open(need, 0, e);
+    else if ((fd = open_found(found, &st, writable)) < 0)
+        cannot_open(need, errno, e);
+    close(found);
+    if (fd < 0) {
+        free(*path);
+        *path = NULL;
+    }
     return fd;
 }

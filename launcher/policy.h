@@ -2,9 +2,10 @@
  *
  * The path policy: which files that an image names may be opened. Roots are the directory of the
  * image that the user named and each --backing-dir, for every link of a chain. A relative name
- * belongs to the directory of the file that holds it; an absolute one must lie beneath a root. It is
- * opened relative to that root and may not leave it, by `..` or by a link. Protocols and json: are
- * never followed. A refusal reveals nothing about what lies outside.
+ * belongs to the directory of the file that holds it; an absolute one must lie beneath a root. It
+ * is opened relative to that root and may not leave it, by `..` or by a link. Protocols and json:
+ * are never followed; the name of an external data file has none, as qemu reads it. A refusal
+ * reveals nothing about what lies outside.
  */
 #ifndef LAUNCHER_POLICY_H
 #define LAUNCHER_POLICY_H
@@ -23,11 +24,14 @@ struct policy {
     bool forbidden; /* --no-backing */
 };
 
-/* Opens what the file `holder` names: `name`, `len` bytes from inside an image. `image` is the file
- * that the user named; `holder` is a path that policy_open() made, or `image` itself. Read-only.
- * Returns the descriptor, and its path in *path, which the caller frees; -1: POLICY_REFUSED, or the
- * file cannot be opened. */
-int policy_open(const struct policy *p, const char *image, const char *holder, const void *name,
-                size_t len, char **path, struct err *e);
+/* What a file that an image names is called in messages. */
+const char *policy_kind(instar_Role role);
+
+/* Opens what the file `holder` names, need->name. `image` is the file that the user named; `holder`
+ * is a path that policy_open() made, or `image` itself. Whether it may be written is the caller's
+ * to say. Returns the descriptor of a regular file or a block device, and its path in *path, which
+ * the caller frees; -1: POLICY_REFUSED, or the file cannot be opened. */
+int policy_open(const struct policy *p, const char *image, const char *holder,
+                const instar_NeedFile *need, bool writable, char **path, struct err *e);
 
 #endif

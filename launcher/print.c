@@ -28,18 +28,34 @@ static void line(const char *label, const void *bytes, size_t len)
 
 void print_resize(struct job *job, const struct disk *d, const instar_Outcome *out)
 {
-    (void)d;
     if (job->request.dry_run)
-        plan_print(job, out);
+        plan_print(job, d, out);
     else if (!job->quiet)
         puts("Image resized.");
+}
+
+/* What became of the files of other disks; absent if there are none. */
+static void json_files(struct json *j, const struct disk *disks, const instar_ResizeResult *r)
+{
+    if (!r->files_after_count)
+        return;
+    json_open(j, "other_files", '[');
+    for (unsigned i = 0; i < r->files_after_count; i++) {
+        const struct disk *d = &disks[r->files_after[i].slot];
+        json_open(j, NULL, '{');
+        json_number(j, "slot", r->files_after[i].slot);
+        json_text(j, "filename", d->name);
+        json_number(j, "old_file_size", d->length);
+        json_number(j, "new_file_size", r->files_after[i].length);
+        json_close(j, '}');
+    }
+    json_close(j, ']');
 }
 
 void json_resize(struct job *job, const struct disk *d, const instar_Outcome *out)
 {
     const instar_ResizeResult *r = &out->result.resize;
     struct json *j = &job->out;
-    (void)d;
     if (job->request.dry_run) {
         plan_json_end(job);
         json_flag(j, "more", r->more);
@@ -53,6 +69,7 @@ void json_resize(struct job *job, const struct disk *d, const instar_Outcome *ou
     json_number(j, "new_virtual_size", r->resolved_new_virtual_size);
     json_number(j, "old_file_size", r->file_size_before);
     json_number(j, "new_file_size", r->file_size_after);
+    json_files(j, d, r);
     json_close(j, '}');
 }
 

@@ -8,6 +8,7 @@
 #include "commands.h"
 #include "disks.h"
 
+/* One row of commands[] each; the second argument is the array of all disks of the run. */
 void print_resize(struct job *, const struct disk *, const instar_Outcome *);
 void json_resize(struct job *, const struct disk *, const instar_Outcome *);
 void print_info(struct job *, const struct disk *, const instar_Outcome *);

@@ -16,11 +16,13 @@ int request_write(struct job *job, const struct disk *disks, unsigned count, int
     job->request.disks_count = (pb_size_t)count;
     pb_ostream_t to = pb_ostream_from_buffer(bytes, sizeof bytes);
     for (unsigned i = 0; i < count; i++) {
-        job->request.disks[i].length = disks[i].length;
-        job->request.disks[i].writable = disks[i].writable;
+        instar_Disk *d = &job->request.disks[i];
+        d->length = disks[i].length;
+        d->writable = disks[i].writable;
+        d->role = disks[i].role;
+        d->of = disks[i].of;
         if (disks[i].format)
-            snprintf(job->request.disks[i].format, sizeof job->request.disks[i].format, "%s",
-                     disks[i].format);
+            snprintf(d->format, sizeof d->format, "%s", disks[i].format);
     }
     if (!pb_encode(&to, instar_Request_fields, &job->request) ||
         write(fd, bytes, to.bytes_written) != (ssize_t)to.bytes_written)

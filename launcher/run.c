@@ -56,20 +56,21 @@ static void tell_aftermath(const struct vm *vm, struct err *e)
 {
     if (vm->count == 0)
         return;
-    const struct disk *d = &vm->disks[0];
-    bool untouched = state(vm) == DISK_UNTOUCHED;
-    for (unsigned i = 0; i < vm->count; i++)
-        disk_take_back(&vm->disks[i]);
-    if (untouched)
+    enum disk_state worst = state(vm);
+    bool granted = false;
+    for (unsigned i = 0; i < vm->count; i++) {
+        const struct disk *d = &vm->disks[i];
+        disk_take_back(d);
+        if (worst != DISK_UNTOUCHED && d->granted)
+            err_add(e, "%s had been granted a length of %llu bytes.",
+                    i ? "The external data file" : "The file", (unsigned long long)d->granted);
+        granted |= d->granted != 0;
+    }
+    if (worst == DISK_UNTOUCHED)
         err_add(e, "Nothing had been granted or written: the image is unchanged.");
-    else if (d->granted)
-        err_add(e,
-                "The file had been granted a length of %llu bytes: the image has its old size "
-                "or its new one, and all its data.",
-                (unsigned long long)d->granted);
     else
-        err_add(e, "No growth had been granted, but the file may have been written to: the image "
-                   "has its old size or its new one, and all its data.");
+        err_add(e, "%sThe image has its old size or its new one, and all its data.",
+                granted ? "" : "No growth had been granted, but the file may have been written to. ");
 }
 
 /* May the VM that failed be replaced by another? */
@@ -133,7 +134,7 @@ int run(struct job *job, struct disk *disks, unsigned count, instar_Outcome *out
         return -1;
     }
     *out = vm.event.event.outcome;
-    if (outcome_check(out, job, disks, e) == 0)
+    if (outcome_check(out, job, disks, count, e) == 0)
         return 0;
     /* A plain refusal left no trace; all else needs a word on the image. */
     qemu_reap(&vm.qemu);

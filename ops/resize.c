@@ -57,6 +57,7 @@ static int open_chain(struct images *all, instar_Outcome *out, struct err *e)
             instar_NeedFile *need = &out->need_file;
             out->has_need_file = true;
             need->slot = i;
+            need->role = instar_Role_ROLE_BACKING;
             need->name.size = (pb_size_t)facts.backing_len;
             memcpy(need->name.bytes, facts.backing, facts.backing_len);
             memcpy(need->format, facts.backing_format, sizeof need->format);

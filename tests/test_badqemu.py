@@ -324,7 +324,7 @@ def test_failure_after_a_grant_says_so(mode, status, fakes):
 def test_file_that_the_image_names(fakes):
     """What the guest says that an image names goes through the path policy, and its own claim of
     success beside it counts for nothing."""
-    refused(fakes, "needs_a_file", status=1, message="The image names another file, "
+    refused(fakes, "needs_a_file", status=1, message="The image names a backing file, "
             "'/etc/\\x1b[31mshadow', which does not lie in the image's directory. If you trust "
             "that, give its directory with --backing-dir.\n")
     refused(fakes, "needs_a_file_and_claims_success", status=1, message="Could not open backing "

@@ -121,6 +121,14 @@ class Fake:
         fields.update(other)
         return self.pb.ResizeResult(**fields)
 
+    def file_length(self, slot, length):
+        return self.pb.FileLength(slot=slot, length=length)
+
+    def need_file(self, name, role="ROLE_BACKING", **other):
+        name = name.encode() if isinstance(name, str) else name
+        self.send(outcome=self.pb.Outcome(
+            need_file=self.pb.NeedFile(name=name, role=role, **other)))
+
     def done(self, **other):
         op = self.request.WhichOneof("op")
         pb = self.pb
@@ -295,13 +303,71 @@ def lacks_microvm_but_writes(f):
 
 
 def needs_a_file(f):
-    pb = f.pb
-    f.send(outcome=pb.Outcome(need_file=pb.NeedFile(name=b"/etc/\x1b[31mshadow", format="raw")))
+    f.need_file(b"/etc/\x1b[31mshadow", format="raw")
 
 
 def needs_a_file_and_claims_success(f):
     pb = f.pb
-    f.send(outcome=pb.Outcome(need_file=pb.NeedFile(name=b"base"), resize=f.resize_result()))
+    f.send(outcome=pb.Outcome(need_file=pb.NeedFile(name=b"base", role="ROLE_BACKING"),
+                              resize=f.resize_result()))
+
+
+def needs(f):
+    """Asks for the files of $FAKE_NEEDS, one a boot; then it is the mode $FAKE_THEN."""
+    files = json.loads(os.environ["FAKE_NEEDS"])
+    asked = len(f.request.disks) - 1
+    if asked < len(files):
+        f.need_file(**files[asked])
+    else:
+        globals()[os.environ.get("FAKE_THEN", "ok")](f)
+
+
+def needs_after_a_grant(f):
+    f.need(1, (0, f.request.disks[0].length + 65536))
+    f.granted()
+    f.need_file(b"base")
+
+
+def needs_after_a_write(f):
+    os.pwrite(f.disks[0], b"Q", 0)
+    f.need_file(b"base")
+
+
+def grows_data(f):
+    """Both files become longer; of the data file not all that was granted is used."""
+    old = [d.length for d in f.request.disks]
+    f.need(1, (0, old[0] + 65536), (1, old[1] + 70000))
+    f.granted()
+    os.pwrite(f.disks[0], b"new", old[0])
+    os.pwrite(f.disks[1], b"data", old[1])
+    f.done(file_size_after=old[0] + 65536, files_after=[f.file_length(1, old[1] + 65001)])
+
+
+def grows_data_and_dies(f):
+    f.need(1, (1, f.request.disks[1].length + 65536))
+    f.granted()
+    os.pwrite(f.disks[1], b"new", f.request.disks[1].length)
+    sys.exit(3)
+
+
+def grows_data_and_forgets(f):
+    f.need(1, (1, f.request.disks[1].length + 65536))
+    f.granted()
+    f.done()
+
+
+def data_needs(f):
+    f.need(1, (1, int(os.environ["FAKE_LENGTH"])))
+    f.granted()
+    f.done()
+
+
+def tells_lengths(f):
+    """files_after as $FAKE_AFTER has it: [slot, length] each, a length relative to the present."""
+    length = [d.length for d in f.request.disks] + [0] * 8
+    f.done(action=os.environ.get("FAKE_ACTION", "grow"),
+           files_after=[f.file_length(slot, length[slot] + more)
+                        for slot, more in json.loads(os.environ["FAKE_AFTER"])])
 
 
 def takes_long(f):
