@@ -97,17 +97,23 @@ int chain_run(struct job *job, struct chain *c, instar_Outcome *out, struct err 
     }
 }
 
-int chain_finish(const struct chain *c, const instar_Outcome *out, struct err *e)
+int chain_finish(struct chain *c, const instar_Outcome *out, struct err *e)
 {
-    for (unsigned i = 0; i < c->count; i++)
-        if (c->disks[i].writable &&
-            disk_finish(&c->disks[i], outcome_length(out, &c->disks[i], i), e) < 0)
+    for (unsigned i = 0; i < c->count; i++) {
+        const struct disk *d = &c->disks[i];
+        uint64_t length = outcome_length(out, d, i);
+        if (!d->writable)
+            continue;
+        /* A write that is still on its way would make the file longer again. */
+        c->stuck = disk_longer(d, length) && run_settle(e) < 0;
+        if (c->stuck || disk_finish(d, length, e) < 0)
             return -1;
+    }
     return 0;
 }
 
 void chain_close(struct chain *c)
 {
-    for (unsigned i = 0; i < c->count; i++)
+    for (unsigned i = 0; i < c->count && !c->stuck; i++)
         locks_drop(c->disks[i].fd);
 }

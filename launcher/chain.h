@@ -16,15 +16,16 @@ struct chain {
     struct disk disks[CHAIN_DISKS]; /* [0]: the image that the user named */
     char *paths[CHAIN_DISKS]; /* of the others: where they were found, byte for byte */
     unsigned count;
+    bool stuck; /* a QEMU that does not die has the files still */
 };
 
 /* Runs the job over the chain, which holds the image alone, or nothing, at first. */
 int chain_run(struct job *job, struct chain *c, instar_Outcome *out, struct err *e);
 
 /* Gives every file that was written the length that the Outcome says, and makes it durable. */
-int chain_finish(const struct chain *c, const instar_Outcome *out, struct err *e);
+int chain_finish(struct chain *c, const instar_Outcome *out, struct err *e);
 
-/* Gives up the locks of every file. */
+/* Gives up the locks of every file, so long as nobody else can write to it. */
 void chain_close(struct chain *c);
 
 #endif

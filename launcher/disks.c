@@ -112,6 +112,12 @@ void disk_take_back(const struct disk *d)
         return; /* longer than it was, and as good: nothing refers to the new bytes */
 }
 
+bool disk_longer(const struct disk *d, uint64_t length)
+{
+    struct stat now;
+    return !d->device && fstat(d->fd, &now) == 0 && (uint64_t)now.st_size > length;
+}
+
 int disk_finish(const struct disk *d, uint64_t length, struct err *e)
 {
     struct stat now;

@@ -45,6 +45,9 @@ enum disk_state disk_state(const struct disk *d);
 /* Takes back a growth that the guest was never told of. QEMU must be dead. */
 void disk_take_back(const struct disk *d);
 
+/* Is the file longer than that now, so that disk_finish() cuts it? A device never is. */
+bool disk_longer(const struct disk *d, uint64_t length);
+
 /* Makes the file exactly `length` bytes long (a device keeps its own) and durable. */
 int disk_finish(const struct disk *d, uint64_t length, struct err *e);
 

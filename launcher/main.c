@@ -21,13 +21,16 @@
 #include <unistd.h>
 
 /* No file of ours may become descriptor 0, 1 or 2, whoever started us. */
-static void keep_standard_descriptors(void)
+static int keep_standard_descriptors(struct err *e)
 {
     int fd;
     do
         fd = open("/dev/null", O_RDWR | O_CLOEXEC);
     while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd < 0)
+        return err_set(e, instar_Code_NO_QEMU, "Could not open /dev/null: %s", strerror(errno));
     close(fd);
+    return 0;
 }
 
 /* Everything between taking the locks and giving them up. */
@@ -75,9 +78,10 @@ int main(int argc, char **argv)
 {
     struct job job;
     struct err e = {0};
-    keep_standard_descriptors();
     signal(SIGXFSZ, SIG_IGN); /* a limit on file sizes is an error to report, here and in QEMU */
     int r = commands_parse(&job, argc, argv, &e);
+    if (r == 0 && job.command)
+        r = keep_standard_descriptors(&e);
     if (r == 0 && job.command)
         r = do_job(&job, &e);
     if (r < 0)

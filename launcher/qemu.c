@@ -13,6 +13,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -178,6 +179,8 @@ static int start(struct qemu *q, struct birth *b, const struct job *job,
     b->file_size = file_size(disks, count);
     b->messages = theirs[2];
     b->null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    if (b->null < 0)
+        return err_set(e, instar_Code_NO_QEMU, "Could not open /dev/null: %s", strerror(errno));
     if (job->verbose)
         say_command(b);
     pid_t pid = give_birth(b);
@@ -213,24 +216,38 @@ void qemu_kill(const struct qemu *q)
         kill(q->pid, SIGKILL);
 }
 
+static void close_fd(int *fd)
+{
+    if (*fd >= 0)
+        close(*fd);
+    *fd = -1;
+}
+
 int qemu_reap(struct qemu *q)
 {
     int status = 0;
-    if (q->pid > 0)
-        while (waitpid(q->pid, &status, 0) < 0 && errno == EINTR)
-            continue;
+    if (q->pid <= 0)
+        return 0;
+    while (waitpid(q->pid, &status, 0) < 0 && errno == EINTR)
+        continue;
     q->pid = 0;
+    close_fd(&q->pidfd);
     return status;
+}
+
+bool qemu_gone(struct qemu *q, int ms)
+{
+    struct pollfd end = {.fd = q->pidfd, .events = POLLIN};
+    if (q->pid > 0 && poll(&end, 1, ms) > 0)
+        qemu_reap(q);
+    return q->pid <= 0;
 }
 
 void qemu_close(struct qemu *q)
 {
-    int *fds[] = {&q->pidfd, &q->serial, &q->control, &q->messages};
-    for (int i = 0; i < 4; i++) {
-        if (*fds[i] >= 0)
-            close(*fds[i]);
-        *fds[i] = -1;
-    }
+    close_fd(&q->serial);
+    close_fd(&q->control);
+    close_fd(&q->messages);
 }
 
 bool qemu_kvm_usable(void)

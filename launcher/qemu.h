@@ -32,7 +32,10 @@ void qemu_kill(const struct qemu *q);
 /* Waits until the process is dead and no I/O of it can come any more; returns its wait status. */
 int qemu_reap(struct qemu *q);
 
-/* Closes what is left. The process must have been killed. */
+/* The same of a process that was killed, for so many milliseconds at most: is it gone? */
+bool qemu_gone(struct qemu *q, int ms);
+
+/* Closes the channels; the pidfd stays until the process is reaped. */
 void qemu_close(struct qemu *q);
 
 /* Can KVM be used here, as far as its device tells? */

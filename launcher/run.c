@@ -25,11 +25,14 @@ static int make_request(const struct vm *vm, struct err *e)
     int fd = memfd_create("request", MFD_CLOEXEC);
     if (fd < 0)
         return err_set(e, instar_Code_NO_QEMU, "Could not make a memfd: %s", strerror(errno));
-    return request_write(vm->job, vm->disks, vm->count, fd, e) < 0 ? -1 : fd;
+    if (request_write(vm->job, vm->disks, vm->count, fd, e) == 0)
+        return fd;
+    close(fd);
+    return -1;
 }
 
 /* What ends a run early is taken from a descriptor from here on. */
-static int catch_signals(void)
+static int catch_signals(struct err *e)
 {
     sigset_t set;
     sigemptyset(&set);
@@ -37,7 +40,16 @@ static int catch_signals(void)
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGHUP);
     sigprocmask(SIG_BLOCK, &set, NULL);
-    return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    int fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (fd < 0)
+        err_set(e, instar_Code_NO_QEMU, "Could not make a signalfd: %s", strerror(errno));
+    return fd;
+}
+
+static void close_if(int fd)
+{
+    if (fd >= 0)
+        close(fd);
 }
 
 /* The worst state of any disk. */
@@ -117,28 +129,47 @@ static int run_either(struct vm *vm, struct err *e)
     return run_machines(vm, ACCEL_TCG, job->timeout, e);
 }
 
-int run(struct job *job, struct disk *disks, unsigned count, instar_Outcome *out, struct err *e)
+static struct vm vm; /* the one at work, or the last one; too large for a stack */
+
+/* What the Outcome says, if it can be believed. */
+static int take_outcome(instar_Outcome *out, struct err *e)
 {
-    static struct vm vm; /* too large for a stack */
-    vm.job = job;
-    vm.disks = disks;
-    vm.count = count;
-    for (unsigned i = 0; i < count; i++)
-        disks[i].limit = growth_limit(job, &disks[i]);
-    vm.request = make_request(&vm, e);
-    if (vm.request < 0)
-        return -1;
-    vm.signals = catch_signals();
-    if (run_either(&vm, e) < 0) {
-        tell_aftermath(&vm, e);
-        return -1;
-    }
     *out = vm.event.event.outcome;
-    if (outcome_check(out, job, disks, count, e) == 0)
+    if (outcome_check(out, vm.job, vm.disks, vm.count, e) == 0)
         return 0;
     /* A plain refusal left no trace; all else needs a word on the image. */
     qemu_reap(&vm.qemu);
     if (e->code == instar_Code_PROTOCOL || state(&vm) == DISK_TOUCHED)
         tell_aftermath(&vm, e);
     return -1;
+}
+
+int run(struct job *job, struct disk *disks, unsigned count, instar_Outcome *out, struct err *e)
+{
+    int r = -1;
+    vm.job = job;
+    vm.disks = disks;
+    vm.count = count;
+    for (unsigned i = 0; i < count; i++)
+        disks[i].limit = growth_limit(job, &disks[i]);
+    vm.request = make_request(&vm, e);
+    vm.signals = catch_signals(e);
+    if (vm.request >= 0 && vm.signals >= 0) {
+        r = run_either(&vm, e);
+        if (r < 0)
+            tell_aftermath(&vm, e);
+        else
+            r = take_outcome(out, e);
+    }
+    close_if(vm.request);
+    close_if(vm.signals);
+    return r;
+}
+
+int run_settle(struct err *e)
+{
+    if (vm_over(&vm, 1000))
+        return 0;
+    return err_set(e, instar_Code_WRITE_FAILED,
+                   "Could not resize file: QEMU was killed a second ago, and is not dead yet");
 }

@@ -13,4 +13,7 @@
  * to be set by it. -1: *e says what happened, and what that means for the image. */
 int run(struct job *job, struct disk *disks, unsigned count, instar_Outcome *out, struct err *e);
 
+/* Waits until no QEMU is left that could write to a file. -1: one does not die. */
+int run_settle(struct err *e);
+
 #endif

@@ -5,8 +5,9 @@
  * counts from the last frame, whatever else arrives.
  *
  * After the Outcome QEMU is killed and not waited for: the guest has flushed, no request is in
- * flight, and its teardown takes longer than the operation. In every other case it is waited for,
- * since only a dead QEMU writes no more.
+ * flight, and its teardown takes longer than the operation. It is reaped while the next one works,
+ * if there is one, or before a file is cut (run.c). In every other case it is waited for, since
+ * only a dead QEMU writes no more.
  */
 #include "vm.h"
 #include "growth.h"
@@ -25,6 +26,7 @@
 #include <unistd.h>
 
 enum { GO_ON, FINISHED }; /* what a step returns besides -1 */
+enum { DEATH_MS = 1000 }; /* that a killed process takes at most, unless its host is in trouble */
 
 static int64_t now_ms(void)
 {
@@ -213,9 +215,9 @@ static int time_left(const struct vm *vm, unsigned patience)
 
 static int serve(struct vm *vm, unsigned patience, struct err *e)
 {
-    enum { SIGNALS, SERIAL, CONTROL, MESSAGES, DEATH, INPUTS };
+    enum { SIGNALS, SERIAL, CONTROL, MESSAGES, DEATH, LAST, INPUTS };
     const int fd[INPUTS] = {vm->signals, vm->qemu.serial, vm->qemu.control, vm->qemu.messages,
-                            vm->qemu.pidfd};
+                            vm->qemu.pidfd, vm->last.pid > 0 ? vm->last.pidfd : -1};
     struct pollfd in[INPUTS];
     for (int i = 0; i < INPUTS; i++)
         in[i] = (struct pollfd){.fd = fd[i], .events = POLLIN};
@@ -241,6 +243,8 @@ static int serve(struct vm *vm, unsigned patience, struct err *e)
             take_messages(vm, &ended[MESSAGES]);
         if (r == GO_ON && in[DEATH].revents)
             r = take_death(vm, e);
+        if (in[LAST].revents)
+            ended[LAST] = qemu_gone(&vm->last, 0);
         for (int i = 0; i < INPUTS; i++)
             if (ended[i])
                 in[i].fd = -1; /* poll passes it over; QEMU's death is awaited */
@@ -268,10 +272,14 @@ static void tell_messages(const struct vm *vm, struct err *e)
 int vm_run(struct vm *vm, const struct machine *machine, enum accel accel, unsigned patience,
            struct err *e)
 {
+    if (!qemu_gone(&vm->last, DEATH_MS))
+        return err_set(e, instar_Code_NO_QEMU,
+                       "A QEMU that was killed is not dead yet: no other is started");
     vm->frames.have = 0;
     vm->messages_len = 0;
     vm->heard = vm->asked = vm->progress = false;
     vm->started = vm->last_frame = now_ms();
+    vm->last = vm->qemu;
     int r = qemu_start(&vm->qemu, vm->job, machine, accel, vm->disks, vm->count, vm->request, e);
     if (r == 0) {
         qmp_open(&vm->qmp, vm->qemu.control);
@@ -284,9 +292,15 @@ int vm_run(struct vm *vm, const struct machine *machine, enum accel accel, unsig
         fprintf(stderr, "%s, %s: %lld ms\n", machine->name, accel == ACCEL_KVM ? "kvm" : "tcg",
                 (long long)(now_ms() - vm->started));
     tell_messages(vm, e);
+    qemu_close(&vm->qemu);
     if (r == FINISHED)
         return 0;
     qemu_reap(&vm->qemu);
-    qemu_close(&vm->qemu);
+    qemu_gone(&vm->last, DEATH_MS);
     return -1;
+}
+
+bool vm_over(struct vm *vm, int ms)
+{
+    return qemu_gone(&vm->last, ms) && qemu_gone(&vm->qemu, ms);
 }

@@ -20,6 +20,7 @@ struct vm {
     int signals; /* signalfd: what interrupts the run */
 
     struct qemu qemu;
+    struct qemu last; /* of the run before: killed, and perhaps not dead yet */
     struct frames frames;
     struct qmp qmp;
     instar_Event event;          /* the last one; the Outcome in the end */
@@ -32,8 +33,11 @@ struct vm {
 };
 
 /* Runs the VM; a silence of `patience` seconds (0: any) ends it. 0: vm->event is the Outcome, and
- * QEMU has been told to die. -1: QEMU is dead. */
+ * QEMU has been told to die. -1: QEMU is dead, and that of the run before, if that dies at all. */
 int vm_run(struct vm *vm, const struct machine *machine, enum accel accel, unsigned patience,
            struct err *e);
+
+/* Is no QEMU left that could write? Waits for that for so many milliseconds at most. */
+bool vm_over(struct vm *vm, int ms);
 
 #endif

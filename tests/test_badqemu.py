@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import pty
+import resource
 import signal
 import subprocess
 import sys
@@ -335,6 +336,40 @@ def test_shrink_needs_leave(fakes):
     image = fakes.image()
     result = fakes.run("shrinks", "resize", "--shrink", "disk.qcow2", "-1G")
     assert result.returncode == 0 and image.stat().st_size == 196616 - 512
+
+
+def test_a_file_is_cut_when_qemu_is_dead(fakes):
+    """Killed is not dead: until then a write may be on its way."""
+    for _ in range(3):
+        image = fakes.image()
+        p = fakes.start("shrinks_and_dies_slowly", "resize", "--shrink", "disk.qcow2", "-1G")
+        pid = None
+        while image.stat().st_size == 196616:
+            assert p.poll() is None
+            pid = pid or (fakes.reports() and fakes.reports()[-1]["pid"])
+        assert not launching.alive(pid)
+        assert p.communicate(timeout=launching.TIMEOUT) == (b"Image resized.\n", b"")
+        assert p.returncode == 0
+
+
+def test_few_descriptors(fakes):
+    """Whichever descriptor it is that cannot be had: a failure with words, and nothing done."""
+    image = fakes.image()
+    before = launching.digest(image)
+    failed = set()
+    for limit in range(4, 24):
+        result = fakes.run("ok", "resize", "disk.qcow2", "+1G",
+                           preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE,
+                                                                 (limit, limit)))
+        text = result.stderr.decode()
+        if result.returncode == 0:
+            break
+        assert result.returncode in (1, 4) and text.startswith("instar-launch: "), (limit, text)
+        failed.add(text.split(":")[1])
+        assert launching.digest(image) == before
+    assert result.returncode == 0
+    assert {" Could not make a memfd", " Could not make a signalfd", " Could not open /dev/null",
+            " Could not make QEMU's channels"} <= failed
 
 
 def test_raw_that_was_guessed(fakes):

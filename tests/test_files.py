@@ -212,6 +212,30 @@ def test_too_many(fakes, files):
     refused(fakes, files, needs, 1, "The chain of files that the image names is longer than 7\n")
 
 
+def test_links_leave_nothing_behind(fakes, files):
+    """Seven files are seven VMs one after the other: of those before the last nothing is left."""
+    names = ["b%d" % i for i in range(7)]
+    for name in names:
+        fakes.image(name, 512)
+    needs = [{"name": n, "slot": i} for i, n in enumerate(names)]
+    left = {}
+    for count in (0, 1, 7):
+        seen = len(fakes.reports())
+        env = fakes.env("needs", FAKE_NEEDS=json.dumps(needs[:count]), FAKE_THEN="hangs")
+        p = subprocess.Popen([launching.LAUNCHER, *GROW, "--accel=tcg"], cwd=fakes.tmp, env=env,
+                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE)
+        launching.until(lambda: len(fakes.reports()) == seen + count + 1)
+        launching.until(lambda: len(launching.children(p.pid)) == 1)
+        assert launching.children(p.pid)[0][0] == fakes.reports()[-1]["pid"]
+        left[count] = sorted(os.readlink(fd) for fd in
+                             pathlib.Path("/proc/%d/fd" % p.pid).iterdir())
+        assert launching.interrupt(p)[1].decode().endswith(UNCHANGED)
+        assert p.returncode == -2
+    # 0, 1, 2, image, request, signals, pidfd, serial, QMP, messages
+    assert [len(left[n]) for n in (0, 1, 7)] == [10, 11, 17], left
+
+
 # ---- where names lead ----
 
 

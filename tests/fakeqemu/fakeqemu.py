@@ -8,6 +8,7 @@ $FAKE_RECORD is set, what it was given (argv, the decoded Request, descriptors, 
 made by the stock protobuf package, so that nanopb is checked independently.
 """
 import json
+import mmap
 import os
 import re
 import resource
@@ -617,6 +618,14 @@ def strange_action(f):
 
 def shrinks(f):
     f.done(action="shrink", file_size_after=f.request.disks[0].length - 512)
+
+
+def shrinks_and_dies_slowly(f):
+    """It takes a while to free the memory of a killed process."""
+    global memory
+    memory = mmap.mmap(-1, 400 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x8000)  # POPULATE
+    shrinks(f)
+    time.sleep(60)
 
 
 def probed_raw(f):

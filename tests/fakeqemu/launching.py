@@ -86,6 +86,19 @@ def alive(pid):
     return state not in "ZX"
 
 
+def children(pid):
+    """The processes that it has started and not reaped: pid and state."""
+    found = []
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rsplit(")", 1)[1].split()[:2]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(parent) == pid:
+            found.append((int(stat.parent.name), state))
+    return found
+
+
 def until(condition):
     end = time.monotonic() + TIMEOUT
     while not condition():
