@@ -25,11 +25,12 @@ _instar_launch()
         [ "$before" = -f ] && before=--format
         options=$(_instar_launch_help "$1" Options "$verb" |
             sed -n 's/^  \(-., \|    \)\(--[^ ]*\) .*/\2/p')
-        values=$(sed -n "s/^$before=//p" <<< "$options")
+        values=$(sed -n "s/^$before\[\{0,1\}=\([^]]*\).*/\1/p" <<< "$options")
         case $values in
             *\|*) offer=${values//|/ } ;;
             FMT) offer="raw qcow2" ;;
-            '') [ "${word:0:1}" = - ] && offer=$(sed 's/=.*/=/' <<< "$options") ;;
+            unallocated) offer=$values ;;
+            '') [ "${word:0:1}" = - ] && offer=$(sed 's/\[=.*//; s/=.*/=/' <<< "$options") ;;
         esac
     fi
     COMPREPLY=($(compgen -W "$offer" -- "$word"))

@@ -60,7 +60,7 @@ static const struct option_row help_options[] = {{'h', "help", NULL, "print this
 
 const struct option_row resize_options[] = {
     {OPT_DRY_RUN, "dry-run", NULL, "print the plan, patch by patch, and write nothing"},
-    {OPT_SHRINK, "shrink", NULL, "allow the image to become smaller, which loses data"},
+    {OPT_SHRINK, "shrink", "[=unallocated]", "allow a smaller size; unallocated: if no data goes"},
     {OPT_PREALLOCATION, "preallocation", "off|metadata|falloc|full", "of what the file gains"},
     {OPT_MAX_GROWTH, "max-growth", "SIZE", "let the file grow by at most SIZE on the host"},
     {OPT_BACKING_DIR, "backing-dir", "DIR", "files that it names may lie below DIR too (repeatable)"},
@@ -81,12 +81,18 @@ int options_usage(const struct job *job, struct err *e, const char *text, const 
 
 /* ---- help ---- */
 
+/* getopt's word for it. */
+static int takes_value(const struct option_row *row)
+{
+    return !row->arg ? no_argument : row->arg[0] == '[' ? optional_argument : required_argument;
+}
+
 static void print_rows(const struct option_row *row)
 {
     for (; row->name; row++) {
         char name[64];
-        snprintf(name, sizeof name, "--%s%s%s", row->name, row->arg ? "=" : "",
-                 row->arg ? row->arg : "");
+        snprintf(name, sizeof name, "--%s%s%s", row->name,
+                 takes_value(row) == required_argument ? "=" : "", row->arg ? row->arg : "");
         if (row->id < 256)
             printf("  -%c, %-29s %s\n", row->id, name, row->help);
         else
@@ -143,6 +149,17 @@ static int take_backing_dir(struct policy *p, const char *dir, struct err *e)
         return err_set(e, instar_Code_INVALID_OPTION, "--backing-dir can be given %d times",
                        POLICY_DIRS);
     p->dirs[p->count++] = dir;
+    return 0;
+}
+
+/* --shrink[=unallocated]; `value` is NULL without one. */
+static int take_shrink(instar_ResizeRequest *r, const char *value, struct err *e)
+{
+    if (value && strcmp(value, "unallocated") != 0)
+        return err_set(e, instar_Code_INVALID_OPTION,
+                       "--shrink must stand alone or have the value unallocated, not '%s'", value);
+    r->shrink = true;
+    r->unallocated = value != NULL;
     return 0;
 }
 
@@ -228,8 +245,7 @@ static int take_option(struct job *job, int id, const char *value, struct err *e
         job->request.dry_run = true;
         return 0;
     case OPT_SHRINK:
-        job->request.op.resize.shrink = true;
-        return 0;
+        return take_shrink(&job->request.op.resize, value, e);
     case OPT_MAX_GROWTH:
         job->limited = true;
         return size_parse(value, "max-growth", &job->max_growth, e);
@@ -247,7 +263,7 @@ struct option_set {
 static void add_options(struct option_set *s, int *n, const struct option_row *row)
 {
     for (; row->name; row++) {
-        s->longs[(*n)++] = (struct option){row->name, row->arg != NULL, NULL, row->id};
+        s->longs[(*n)++] = (struct option){row->name, takes_value(row), NULL, row->id};
         size_t len = strlen(s->shorts);
         if (row->id < 256)
             snprintf(s->shorts + len, sizeof s->shorts - len, row->arg ? "%c:" : "%c", row->id);

@@ -9,7 +9,9 @@
 
 struct option_row {
     int id; /* its letter if it has a short form, else a number of options.c */
-    const char *name, *arg, *help;
+    const char *name;
+    const char *arg; /* NULL: it takes no value; "[=...]": it may have one */
+    const char *help;
 };
 
 extern const struct option_row resize_options[], no_options[]; /* each ends with a row of zeros */

@@ -8,7 +8,9 @@
 #include "outcome.h"
 #include "plan.h"
 
+#include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 bool raw_applies(const struct job *job)
 {
@@ -26,6 +28,22 @@ static void show(struct job *job, uint64_t length)
     plan_show(job, &p);
 }
 
+/* SHRINK_BELOW_ALLOCATED if the file holds data from `end` on. What a file system does not tell
+ * apart it calls data. */
+static int check_unallocated(const struct disk *d, uint64_t end, struct err *e)
+{
+    off_t data = lseek(d->fd, (off_t)end, SEEK_DATA);
+    if (data >= 0)
+        return err_set(e, instar_Code_SHRINK_BELOW_ALLOCATED,
+                       "Data is allocated past the new end (first at byte %llu). --shrink without "
+                       "=unallocated discards it.",
+                       (unsigned long long)data);
+    if (errno != ENXIO)
+        return err_set(e, instar_Code_READ_FAILED, "Could not look for data in '%s': %s", d->name,
+                       strerror(errno));
+    return 0;
+}
+
 int raw_resize(struct job *job, const struct disk *d, instar_Outcome *out, struct err *e)
 {
     const instar_ResizeRequest *r = &job->request.op.resize;
@@ -40,6 +58,8 @@ int raw_resize(struct job *job, const struct disk *d, instar_Outcome *out, struc
     }
     if (d->device && size != d->length)
         return err_set(e, instar_Code_INVALID_NEW_SIZE, "Cannot resize device files");
+    if (r->unallocated && size < d->length && check_unallocated(d, size, e) < 0)
+        return -1;
     *out = (instar_Outcome){.which_result = instar_Outcome_resize_tag};
     instar_ResizeResult *result = &out->result.resize;
     strcpy(result->target_format, "raw");

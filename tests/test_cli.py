@@ -91,7 +91,7 @@ def test_version():
     (["resize", "--bar", "x", "1"], "unrecognized option '--bar'" + TRY),
     (["resize", "-x", "x", "1"], "unrecognized option '-x'" + TRY),
     (["resize", "--shrink", "-xq", "x", "1"], "unrecognized option '-x'" + TRY),
-    (["resize", "--shrink=3", "x", "1"], "unrecognized option '--shrink=3'" + TRY),
+    (["resize", "--dry-run=3", "x", "1"], "unrecognized option '--dry-run=3'" + TRY),
     (["resize", "--q", "x", "1"], "ambiguous option '--q'" + TRY),
     (["resize", "x", "1", "-f"], "missing argument for option '-f'" + TRY),
     (["resize", "x", "1", "--format"], "missing argument for option '--format'" + TRY),
@@ -113,6 +113,8 @@ def test_version():
     (["resize", "-f", "", "x", "1"], "Could not open 'x': Unknown driver ''\n"),
     (["info"],
      "Expecting one image file name\nTry 'instar-launch info --help' for more information\n"),
+    (["resize", "--shrink=all", "x", "1"],
+     "--shrink must stand alone or have the value unallocated, not 'all'\n"),
     (["info", "--shrink", "x"], "unrecognized option '--shrink'\n"
      "Try 'instar-launch info --help' for more information\n"),
 ])
@@ -184,6 +186,11 @@ def test_options_reach_the_request(fakes):
         assert requests(fakes, "resize", *more) == {
             "disks": [{"length": "196616", "writable": True, "format": "qcow2"}],
             "resize": {"kind": "MINUS", "size": "1073741824", "shrink": True}}
+    for more, unallocated in ((["--shrink=unallocated"], True), (["--shr=unallocated"], True),
+                              (["--shrink", "--shrink=unallocated"], True),
+                              (["--shrink=unallocated", "--shrink"], False)):
+        request = requests(fakes, "resize", *more, *words)["resize"]
+        assert request["shrink"] is True and request.get("unallocated", False) is unallocated
     for mode in ("metadata", "falloc", "full"):
         for form in (["--preallocation", mode], ["--prealloc=" + mode]):
             request = requests(fakes, "resize", *form, "disk.qcow2", "1G")
@@ -238,6 +245,49 @@ def test_raw_refused(raw, words, message):
     before = launching.digest(raw)
     refused(run("resize", "-f", "raw", str(raw), *words), message)
     assert launching.digest(raw) == before
+
+
+def sparse(path, length, *extents):
+    """A file with data at these (offset, length), and holes elsewhere."""
+    with open(path, "wb") as f:
+        f.truncate(length)
+        for off, n in extents:
+            f.seek(off)
+            f.write(b"d" * n)
+
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize("extents, size, first", [
+    ([], 1, None),
+    ([(0, 4096)], 64 << 10, None),
+    ([(0, 65536)], 64 << 10, None),
+    ([(0, 65536)], 60 << 10, 60 << 10),
+    ([(0, 1), (MIB, 65536)], 512 << 10, MIB),
+    ([(MIB, 65536)], MIB + 65536, None),
+    ([(4 * MIB - 4096, 4096)], 3 * MIB, 4 * MIB - 4096),
+    ([(4 * MIB - 4096, 4096)], 4 * MIB - 1, 4 * MIB - 1),
+    ([(4 * MIB - 4096, 4096)], 4 * MIB, None),
+    ([(4 * MIB - 4096, 4096)], 5 * MIB, None),
+])
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_raw_shrinks_what_is_unallocated(more, extents, size, first, tmp_path):
+    path = tmp_path / "x"
+    sparse(path, 4 * MIB, *extents)
+    before = path.read_bytes()
+    result = run("resize", "-f", "raw", "--shrink=unallocated", *more, str(path), str(size))
+    if first is None:
+        assert (result.returncode, result.stderr) == (0, b"")
+        assert path.stat().st_size == (4 * MIB if more else size)
+        return
+    refused(result, "instar-launch: Data is allocated past the new end (first at byte %d). "
+            "--shrink without =unallocated discards it.\n" % first)
+    assert path.read_bytes() == before
+    result = run("resize", "-f", "raw", "--shrink=unallocated", "--output=json", *more, str(path),
+                 str(size))
+    assert json.loads(result.stdout)["code"] == "SHRINK_BELOW_ALLOCATED"
+    assert run("resize", "-f", "raw", "--shrink", *more, str(path), str(size)).returncode == 0
 
 
 def test_raw_too_large_for_the_host(raw):

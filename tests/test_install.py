@@ -129,6 +129,7 @@ def test_completion(tree):
     assert {"resize", "info", "noop", "decode", "--help"} <= set(complete(tree, ""))
     assert complete(tree, "resize", "--shr") == ["--shrink"]
     assert complete(tree, "resize", "disk", "+1G", "--dry") == ["--dry-run"]
+    assert complete(tree, "resize", "--shrink", "=") == ["unallocated"]
     assert complete(tree, "info", "--shr") == []
     assert complete(tree, "info", "--acc") == ["--accel="]
     assert complete(tree, "info", "--accel", "=") == ["auto", "kvm", "tcg"]
