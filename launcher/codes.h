@@ -8,13 +8,13 @@
 #include "instar.pb.h"
 
 struct code_row {
+    int status;         /* of the process */
     const char *name;   /* as in the contract, and in JSON */
     const char *text;   /* the message where none came with the code */
     const char *advice; /* one more line for people, or NULL */
-    int status;         /* of the process */
 };
 
 /* `code` is one of the contract's. */
-struct code_row code_row(instar_Code code);
+const struct code_row *code_row(instar_Code code);
 
 #endif

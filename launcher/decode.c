@@ -69,7 +69,7 @@ static void show_extent(struct json *j, const instar_Extent *x)
 static void show_error(struct json *j, const instar_Error *x)
 {
     json_open(j, "error", '{');
-    json_text(j, "code", code_row(x->code).name);
+    json_text(j, "code", code_row(x->code)->name);
     text(j, "what", x->what);
     number(j, "off", x->off);
     number(j, "val", x->val);

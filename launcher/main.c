@@ -93,5 +93,5 @@ int main(int argc, char **argv)
     }
     if (e.signal)
         die_of(e.signal);
-    return code_row(e.code).status;
+    return code_row(e.code)->status;
 }

@@ -49,7 +49,7 @@ int outcome_error(const instar_Error *error, const struct job *job, struct err *
     expand(to, error);
     fclose(to);
     char *safe = text_safe_copy(raw, len);
-    const char *text = *safe ? safe : code_row(error->code).text;
+    const char *text = *safe ? safe : code_row(error->code)->text;
     /* What the read side refuses, it refuses to open. */
     if (strncmp(error->file, "formats/", 8) == 0)
         err_set(e, error->code, "Could not open '%s': %s", job->image, text);

@@ -263,15 +263,15 @@ static void json_failure(struct job *job, const struct err *e, const char *code)
 
 void print_failure(struct job *job, const struct err *e)
 {
-    struct code_row row = code_row(e->code);
+    const struct code_row *row = code_row(e->code);
     if (job->json) {
-        json_failure(job, e, e->signal ? "INTERRUPTED" : row.name);
+        json_failure(job, e, e->signal ? "INTERRUPTED" : row->name);
         return;
     }
     fflush(stdout); /* what a dry run printed comes before */
     fputs("instar-launch: ", stderr);
     text_safe(stderr, e->text, strlen(e->text), TEXT_KEEP_LINES);
     fputc('\n', stderr);
-    if (row.advice)
-        fprintf(stderr, "instar-launch: %s\n", row.advice);
+    if (row->advice)
+        fprintf(stderr, "instar-launch: %s\n", row->advice);
 }
