@@ -8,6 +8,7 @@
 #include "codes.h"
 #include "frames.h"
 #include "plan.h"
+#include "print.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -80,16 +81,6 @@ static void show_error(struct json *j, const instar_Error *x)
     json_close(j, '}');
 }
 
-static void show_fact(struct json *j, const instar_Fact *f)
-{
-    if (f->which_value == instar_Fact_text_tag)
-        json_text(j, f->key, f->value.text);
-    else if (f->which_value == instar_Fact_flag_tag)
-        json_flag(j, f->key, f->value.flag);
-    else
-        json_number(j, f->key, f->value.number);
-}
-
 static void show_info(struct json *j, const instar_InfoResult *r)
 {
     json_open(j, "info", '{');
@@ -105,7 +96,7 @@ static void show_info(struct json *j, const instar_InfoResult *r)
     json_flag(j, "probed", r->probed);
     json_open(j, "facts", '{');
     for (unsigned i = 0; i < r->facts_count; i++)
-        show_fact(j, &r->facts[i]);
+        print_json_fact(j, &r->facts[i]);
     json_close(j, '}');
     json_close(j, '}');
 }

@@ -171,8 +171,7 @@ void print_info(struct job *job, const struct disk *d, const instar_Outcome *out
         print_fact(&r->facts[i]);
 }
 
-/* A key of the human layout is one of JSON with its spaces made hyphens. */
-static void json_fact(struct json *j, const instar_Fact *f)
+void print_json_fact(struct json *j, const instar_Fact *f)
 {
     char key[sizeof f->key];
     strcpy(key, f->key);
@@ -192,7 +191,7 @@ static void json_facts(struct json *j, const instar_InfoResult *r)
     json_text(j, "type", r->format);
     json_open(j, "data", '{');
     for (unsigned i = 0; i < r->facts_count; i++)
-        json_fact(j, &r->facts[i]);
+        print_json_fact(j, &r->facts[i]);
     json_close(j, '}');
     json_close(j, '}');
 }

@@ -16,6 +16,9 @@ void json_info(struct job *, const struct disk *, const instar_Outcome *);
 void print_noop(struct job *, const struct disk *, const instar_Outcome *);
 void json_noop(struct job *, const struct disk *, const instar_Outcome *);
 
+/* A fact as a member; a key of the human layout is one of JSON with its spaces made hyphens. */
+void print_json_fact(struct json *j, const instar_Fact *f);
+
 /* qemu-img's warning where a raw image was only guessed to be one, and was changed. */
 void print_raw_warning(const struct job *job, const instar_Outcome *out);
 

@@ -153,17 +153,26 @@ void kernel_fault(const struct fault *f)
     report_event(ev);
 }
 
+static void add_text(instar_Fault *f, const char *more)
+{
+    size_t used = strlen(f->text);
+    copy_text(f->text + used, sizeof f->text - used, more);
+}
+
 _Noreturn void assert_failed(const char *file, int line, const char *expr)
 {
     instar_Event *ev = fresh(instar_Event_fault_tag);
     instar_Fault *f = &ev->event.fault;
-    f->error_code = (u64)line;
+    char digits[12] = "", *p = &digits[11];
+    do
+        *--p = (char)('0' + line % 10);
+    while (line /= 10);
     f->rip = (u64)(uintptr_t)__builtin_return_address(0);
-    copy_text(f->text, sizeof f->text, file);
-    size_t used = strlen(f->text);
-    copy_text(f->text + used, sizeof f->text - used, ": ");
-    used = strlen(f->text);
-    copy_text(f->text + used, sizeof f->text - used, expr);
+    add_text(f, file);
+    add_text(f, ":");
+    add_text(f, p);
+    add_text(f, ": ");
+    add_text(f, expr);
     report_event(ev);
     kernel_exit(KERNEL_EXIT_FAULT);
 }

@@ -10,10 +10,11 @@ import time
 
 import pytest
 
-from conftest import (IMAGES, QEMU, TIMEOUT, copy, create, frames, host, outcome, qemu_io,
+from conftest import (IMAGES, QEMU, ROOT, TIMEOUT, copy, create, frames, host, outcome, qemu_io,
                       resize_request, sha256)
 
 MI, GI = 1 << 20, 1 << 30
+EXIT_FAULT = 125 * 2 + 1
 
 
 def read_slowly(args):
@@ -32,12 +33,12 @@ def read_slowly(args):
     return data, p.wait(timeout=TIMEOUT)
 
 
-def boot(accel, op, request, tmp_path, *disks, block=512, writable=True, slowly=False):
+def boot(accel, op, request, tmp_path, *disks, block=512, writable=True, slowly=False, memory=128):
     """Runs images/OP.elf to its end: its Events."""
     module = tmp_path / "request.bin"
     module.write_bytes(request if isinstance(request, bytes) else request.SerializeToString())
     cpu = {"tcg": "max", "kvm": "max,arch-capabilities=off"}[accel]
-    args = [QEMU, "-M", "microvm,acpi=off", "-accel", accel, "-cpu", cpu, "-m", "128",
+    args = [QEMU, "-M", "microvm,acpi=off", "-accel", accel, "-cpu", cpu, "-m", str(memory),
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-global", "virtio-mmio.force-legacy=false",
             "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
@@ -55,6 +56,9 @@ def boot(accel, op, request, tmp_path, *disks, block=512, writable=True, slowly=
                            stdout=subprocess.PIPE, timeout=TIMEOUT)
         data, status = p.stdout, p.returncode
     events = frames(data)
+    if events[-1].WhichOneof("event") == "fault":
+        assert status == EXIT_FAULT
+        return events
     assert status == (1 if not outcome(events).HasField("error") else 3)
     return events
 
@@ -85,6 +89,18 @@ def test_request_that_is_none(accel, tmp_path):
     events = boot(accel, "noop", b"\xff" * 40, tmp_path)
     assert outcome(events).error.code == pb2().PROTOCOL
     assert outcome(events).error.what and outcome(events).error.file and outcome(events).error.line
+
+
+def test_assertion_that_does_not_hold(accel, tmp_path):
+    """With less memory than the launcher gives: the text says where to look."""
+    path = create(tmp_path / "a.qcow2", MI)
+    events = boot(accel, "resize", resize_request(path, 2 * MI), tmp_path, path, memory=24)
+    assert len(events) == 1 and events[0].WhichOneof("event") == "fault"
+    fault = events[0].fault
+    file, line, expression = fault.text.split(":")
+    source = (ROOT / file).read_text().splitlines()
+    assert source[int(line) - 1].strip() == f"assert({expression.strip()});"
+    assert fault.rip and (fault.vector, fault.error_code, fault.cr2) == (0, 0, 0)
 
 
 def test_disk_that_is_not_there(accel, tmp_path):

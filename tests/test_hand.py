@@ -184,7 +184,7 @@ def every_event():
          {"outcome": {"info": {
              "format": "qcow2", "virtual_size": 9, "backing_name": "b", "encrypted": False,
              "dirty": True, "corrupt": False, "probed": False,
-             "facts": {"k 1": "t", "n": 7, "f": True}}}}),
+             "facts": {"k-1": "t", "n": 7, "f": True}}}}),
     ]
 
 
