@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * raw: the file is the disk. Whatever no other format claims is raw, so open() refuses what is known
- * not to be: images of formats that are not supported yet, and a file that ends in a VHD footer,
- * which is a fixed VHD (parity D.5). Whoever means raw says so (`-f raw`).
+ * raw: the file is the disk. Whatever no other format claims is raw, so open() refuses what is
+ * known not to be: images of formats that are not supported yet, and a file that ends in a VHD
+ * footer, which is a fixed VHD (parity D.5). Whoever means raw says so (`-f raw`).
  */
 #include "format.h"
 

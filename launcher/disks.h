@@ -13,7 +13,7 @@
 #include <sys/stat.h>
 
 struct disk {
-    const char *name;   /* as the user typed it; of a file that an image names: where it was found */
+    const char *name;   /* as the user typed it; if an image names it: where it was found */
     const char *format; /* what the image above says it is, or NULL */
     instar_Role role;   /* what it is to the disk `of`, which names it */
     unsigned of;

@@ -63,7 +63,7 @@ const struct option_row resize_options[] = {
     {OPT_SHRINK, "shrink", "[=unallocated]", "allow a smaller size; unallocated: if no data goes"},
     {OPT_PREALLOCATION, "preallocation", "off|metadata|falloc|full", "of what the file gains"},
     {OPT_MAX_GROWTH, "max-growth", "SIZE", "let the file grow by at most SIZE on the host"},
-    {OPT_BACKING_DIR, "backing-dir", "DIR", "files that it names may lie below DIR too (repeatable)"},
+    {OPT_BACKING_DIR, "backing-dir", "DIR", "files that it names may lie below DIR (repeatable)"},
     {OPT_NO_BACKING, "no-backing", NULL, "open no file that the image names"},
     {'q', "quiet", NULL, "do not print \"Image resized.\""},
     {0},

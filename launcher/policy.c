@@ -94,8 +94,8 @@ static int find_in(const char *root, const char *rest)
     return fd;
 }
 
-/* Finds the absolute `path` if it lies beneath the directory `typed`, as that is spelled or as it is
- * without links. -1 and errno: EXDEV if it does not. */
+/* Finds the absolute `path` if it lies beneath the directory `typed`, as that is spelled or as it
+ * is without links. -1 and errno: EXDEV if it does not. */
 static int find_beneath(const char *typed, const char *path)
 {
     char *cwd = typed[0] == '/' ? NULL : getcwd(NULL, 0);

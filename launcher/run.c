@@ -80,9 +80,11 @@ static void tell_aftermath(const struct vm *vm, struct err *e)
     }
     if (worst == DISK_UNTOUCHED)
         err_add(e, "Nothing had been granted or written: the image is unchanged.");
+    else if (granted)
+        err_add(e, "The image has its old size or its new one, and all its data.");
     else
-        err_add(e, "%sThe image has its old size or its new one, and all its data.",
-                granted ? "" : "No growth had been granted, but the file may have been written to. ");
+        err_add(e, "No growth had been granted, but the file may have been written to: the image "
+                   "has its old size or its new one, and all its data.");
 }
 
 /* May the VM that failed be replaced by another? */

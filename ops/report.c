@@ -24,7 +24,8 @@ _Static_assert((int)ERR_DESCRIPTOR_TOO_LARGE == (int)instar_Code_DESCRIPTOR_TOO_
 _Static_assert((int)ERR_PARSE_FAILED == (int)instar_Code_PARSE_FAILED, "");
 _Static_assert((int)ERR_INTERNAL_OVERFLOW == (int)instar_Code_INTERNAL_OVERFLOW, "");
 _Static_assert((int)ERR_UNSUPPORTED_SHRINK == (int)instar_Code_UNSUPPORTED_SHRINK, "");
-_Static_assert((int)ERR_PREALLOCATION_UNSUPPORTED == (int)instar_Code_PREALLOCATION_UNSUPPORTED, "");
+_Static_assert((int)ERR_PREALLOCATION_UNSUPPORTED == (int)instar_Code_PREALLOCATION_UNSUPPORTED,
+               "");
 _Static_assert((int)ERR_READ_FAILED == (int)instar_Code_READ_FAILED, "");
 _Static_assert((int)ERR_WRITE_FAILED == (int)instar_Code_WRITE_FAILED, "");
 _Static_assert((int)ERR_HEADER_MISMATCH == (int)instar_Code_HEADER_MISMATCH, "");

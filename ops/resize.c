@@ -41,8 +41,9 @@ struct images {
     unsigned cnt;
 };
 
-/* Growing an overlay depends on how long its backing file is, and, if the disk ends inside a cluster,
- * on what the chain shows there. Asks for the next file of the chain that is not attached yet. */
+/* Growing an overlay depends on how long its backing file is, and, if the disk ends inside a
+ * cluster, on what the chain shows there. Asks for the next file of the chain that is not attached
+ * yet. */
 static int open_chain(struct images *all, instar_Outcome *out, struct err *e)
 {
     bool content = all->img[0].unit && all->img[0].size % all->img[0].unit;

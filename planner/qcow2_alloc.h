@@ -49,8 +49,8 @@ int qcow2_alloc_emit(struct image *img, const struct qcow2_alloc *a, struct sink
 int qcow2_release(struct image *img, const struct qcow2_alloc *a, const struct cluster_run *runs,
                   unsigned n, struct sink *s, const char *why, struct err *e);
 
-/* A whole epoch: the refcount table of `a`, which has one, comes into force without the payload. The
- * next placement of the same payload then finds a table that is long enough. */
+/* A whole epoch: the refcount table of `a`, which has one, comes into force without the payload.
+ * The next placement of the same payload then finds a table that is long enough. */
 int qcow2_alloc_move_reftable(struct image *img, const struct qcow2_alloc *a, struct sink *s,
                               struct err *e);
 

@@ -31,11 +31,11 @@ int qcow2_refblock_check(const struct image *img, u64 cluster_idx, u64 count, st
 /* The count of cluster `idx` (an index, not an offset); 0 where no block covers it. */
 int qcow2_refcount_get(struct image *img, u64 idx, u64 *count, struct err *e);
 
-/* Emits what one epoch does to refcount block `block`, which stands at `off`. fresh: the block is not
- * on the disk yet and begins as zeros.
- * drop_cnt == 0: the counts of `set` become one. Else: the counts of all `drop` runs become one less
- * (a zero stays zero), and `set` is what an earlier patch of the epoch has set, or NULL: narrow
- * entries may share a byte with it. No byte is emitted twice by one call. */
+/* Emits what one epoch does to refcount block `block`, which stands at `off`. fresh: the block is
+ * not on the disk yet and begins as zeros.
+ * drop_cnt == 0: the counts of `set` become one. Else: the counts of all `drop` runs become one
+ * less (a zero stays zero), and `set` is what an earlier patch of the epoch has set, or NULL:
+ * narrow entries may share a byte with it. No byte is emitted twice by one call. */
 int qcow2_refcount_emit(struct image *img, struct sink *s, u64 block, u64 off, bool fresh,
                         const struct cluster_run *set, const struct cluster_run *drop,
                         unsigned drop_cnt, const char *why, struct err *e);

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
- * What lies past an end of a qcow2 disk. In a grow the old header cannot reach it, so in-place zeros
- * may precede the commit (P7); in a shrink they follow it, and only copies precede it. Whether something may be changed in place is decided by its refcount, not
- * by its COPIED flag. Source: docs/interop/qcow2.txt, "Cluster mapping".
+ * What lies past an end of a qcow2 disk. In a grow the old header cannot reach it, so in-place
+ * zeros may precede the commit (P7); in a shrink they follow it, and only copies precede it.
+ * Whether something may be changed in place is decided by its refcount, not by its COPIED flag.
+ * Source: docs/interop/qcow2.txt, "Cluster mapping".
  */
 #include "qcow2_tail.h"
 #include "copy.h"

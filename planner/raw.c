@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * raw: a resize is a new file length, exact to the byte. What a file gains reads zero (P11), and what
- * it loses is gone: the host's file system does all of it.
+ * raw: a resize is a new file length, exact to the byte. What a file gains reads zero (P11), and
+ * what it loses is gone: the host's file system does all of it.
  */
 #include "plan.h"
 

@@ -182,7 +182,7 @@ def test_a_shrink_needs_the_data_file(fakes, files):
 
 @pytest.mark.parametrize("then, words", [
     ("needs_after_a_grant", "The file had been granted a length of 262152 bytes."),
-    ("needs_after_a_write", "No growth had been granted, but the file may have been written to."),
+    ("needs_after_a_write", "No growth had been granted, but the file may have been written to: "),
 ])
 def test_too_late(then, words, fakes, files):
     result = ask(fakes, [], then=then)
