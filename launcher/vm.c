@@ -37,10 +37,19 @@ static int64_t now_ms(void)
 
 /* ---- what the guest says ---- */
 
-static void show_log(const struct vm *vm, const char *text)
+/* Before anything else is printed where the line may stand. */
+static void clear_progress(struct vm *vm)
+{
+    if (vm->progress)
+        fputs("\r\033[K", stderr);
+    vm->progress = false;
+}
+
+static void show_log(struct vm *vm, const char *text)
 {
     if (!vm->job->verbose)
         return;
+    clear_progress(vm);
     fputs("guest: ", stderr);
     text_safe(stderr, text, strlen(text), TEXT_ONE_LINE);
     fputc('\n', stderr);
@@ -49,7 +58,7 @@ static void show_log(const struct vm *vm, const char *text)
 static void show_progress(struct vm *vm, const instar_Progress *p)
 {
     const struct job *job = vm->job;
-    if (job->quiet || job->json || job->patches || !isatty(STDERR_FILENO) ||
+    if (job->quiet || job->json || job->patches || !p->requests || !isatty(STDERR_FILENO) ||
         now_ms() - vm->started < 1000)
         return;
     vm->progress = true;
@@ -123,6 +132,7 @@ static int take_event(struct vm *vm, struct err *e)
     case instar_Event_patch_tag:
         if (!vm->job->request.dry_run)
             break;
+        clear_progress(vm);
         plan_show(vm->job, &vm->event.event.patch);
         return GO_ON;
     case instar_Event_fault_tag:
@@ -286,8 +296,7 @@ int vm_run(struct vm *vm, const struct machine *machine, enum accel accel, unsig
         r = serve(vm, patience, e);
     }
     qemu_kill(&vm->qemu);
-    if (vm->progress)
-        fputs("\r\033[K", stderr);
+    clear_progress(vm);
     if (vm->job->verbose)
         fprintf(stderr, "%s, %s: %lld ms\n", machine->name, accel == ACCEL_KVM ? "kvm" : "tcg",
                 (long long)(now_ms() - vm->started));

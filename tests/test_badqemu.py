@@ -422,21 +422,42 @@ def test_info_layout(where, backing, fakes):
             assert ours == theirs
 
 
-def test_progress_on_a_terminal(fakes):
-    fakes.image()
+def on_a_terminal(fakes, mode, *more, both=False):
+    """What stands on the terminal that is stderr (and stdout), byte for byte."""
     ours, theirs = pty.openpty()
-    for quiet in ([], ["-q"]):
-        words = ["resize", "--accel=tcg", "disk.qcow2", "+1G", *quiet]
-        result = subprocess.run([launching.LAUNCHER, *words], env=fakes.env("takes_long"),
-                                stderr=theirs, stdout=subprocess.PIPE, cwd=fakes.tmp,
-                                timeout=launching.TIMEOUT)
-        assert result.returncode == 0
-        if not quiet:
-            shown = os.read(ours, 4096)
-            assert shown == b"\r\x1b[Kresize: 50 %, 2000 requests\r\x1b[K"
-    os.set_blocking(ours, False)
-    with pytest.raises(BlockingIOError):
-        os.read(ours, 1)
+    words = ["resize", "--accel=tcg", "disk.qcow2", "+1G", *more]
+    result = subprocess.run([launching.LAUNCHER, *words], env=fakes.env(mode), stderr=theirs,
+                            stdout=theirs if both else subprocess.PIPE, cwd=fakes.tmp,
+                            timeout=launching.TIMEOUT)
+    assert result.returncode == 0
+    os.close(theirs)
+    shown = b""
+    try:
+        while data := os.read(ours, 4096):
+            shown += data
+    except OSError:  # nobody has it open any more
+        pass
+    os.close(ours)
+    return shown
+
+
+def test_progress_on_a_terminal(fakes):
+    """After a second; a sign of life that tells of no requests is none to show."""
+    fakes.image()
+    assert on_a_terminal(fakes, "takes_long") == \
+        b"\r\x1b[Kresize: 50 %, 2000 requests\r\x1b[K"
+    for quiet in ("-q", "--output=json"):
+        assert on_a_terminal(fakes, "takes_long", quiet) == b""
+    result = fakes.run("takes_long", "resize", "disk.qcow2", "+1G")
+    assert (result.stdout, result.stderr) == (b"Image resized.\n", b"")
+
+
+def test_progress_before_a_plan(fakes):
+    """It is wiped away before the first line of the plan, and does not come again."""
+    fakes.image()
+    shown = on_a_terminal(fakes, "plans_slowly", "--dry-run", both=True)
+    assert shown.startswith(b"\r\x1b[Kresize: 3000 requests\r\x1b[Kepoch  kind")
+    assert shown.count(b"\x1b") == 2 and shown.endswith(b"Dry run: nothing was written.\r\n")
 
 
 # ---- the choice of an accelerator ----

@@ -375,6 +375,16 @@ def takes_long(f):
     f.send(progress=f.pb.Progress(requests=1000))
     time.sleep(1.1)
     f.send(progress=f.pb.Progress(requests=2000, done=1, total=2))
+    f.send(progress=f.pb.Progress())
+    f.done()
+
+
+def plans_slowly(f):
+    f.send(progress=f.pb.Progress(requests=1000))
+    time.sleep(1.1)
+    for p in PATCHES[-2:]:
+        f.send(progress=f.pb.Progress(requests=3000))
+        f.send(patch=f.pb.Patch(**p))
     f.done()
 
 
