@@ -47,8 +47,8 @@ static int check_write(struct blk *b, u64 off, u64 len, struct err *e)
     if (!b->writable)
         return FAIL(e, ERR_WRITE_FAILED, "Image is read-only", off, len);
     if (!add_fits(off, len, &end) || end > b->size)
-        return FAIL(e, ERR_WRITE_FAILED, "Write of {val} bytes at {off} is past the end of the file",
-                    off, len);
+        return FAIL(e, ERR_WRITE_FAILED,
+                    "Write of {val} bytes at {off} is past the end of the file", off, len);
     return 0;
 }
 

@@ -80,6 +80,7 @@ int qcow2_unpack(struct image *img, const struct extent *x, void *out, struct er
                   ? zstd_cluster(in, x->packed_len, out, img->unit, &a)
                   : inflate_cluster(in, x->packed_len, out, img->unit, &a);
     return ok ? 0
-              : FAIL(e, ERR_OVERLAY_CORRUPT, "The compressed cluster at {off} cannot be decompressed",
-                     x->off, x->packed_len);
+              : FAIL(e, ERR_OVERLAY_CORRUPT,
+                     "The compressed cluster at {off} cannot be decompressed", x->off,
+                     x->packed_len);
 }

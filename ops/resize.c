@@ -38,13 +38,41 @@ static void set_action(instar_ResizeResult *r)
 /* The image with the chain below it, as far as disks are attached. */
 struct images {
     struct image img[IMAGE_FILES];
+    u8 disk[IMAGE_FILES]; /* of each image: its own disk */
     unsigned cnt;
 };
 
-/* Growing an overlay depends on how long its backing file is, and, if the disk ends inside a
- * cluster, on what the chain shows there. Asks for the next file of the chain that is not attached
- * yet. */
-static int open_chain(struct images *all, instar_Outcome *out, struct err *e)
+/* Asks the launcher for a file that image i names. */
+static void ask(const struct images *all, unsigned i, instar_Role role, const char *name, u32 len,
+                const char *format, instar_Outcome *out)
+{
+    instar_NeedFile *need = &out->need_file;
+    out->has_need_file = true;
+    need->slot = all->disk[i];
+    need->role = role;
+    need->writable = role == instar_Role_ROLE_DATA && i == 0;
+    need->name.size = (pb_size_t)len;
+    memcpy(need->name.bytes, name, len);
+    memcpy(need->format, format, sizeof need->format);
+}
+
+/* The file that holds the guest's data of image i, if that is another one. */
+static int open_data(struct images *all, unsigned i, const struct facts *f, instar_Outcome *out,
+                     struct err *e)
+{
+    static const char raw[sizeof out->need_file.format] = "";
+    if (!f->has_data_file || all->img[i].files > 1)
+        return 0;
+    if (!f->data_file_len)
+        return FAIL(e, ERR_EXTERNAL_DATA_FILE, "'data-file' is required for this image", 0, 0);
+    ask(all, i, instar_Role_ROLE_DATA, f->data_file, f->data_file_len, raw, out);
+    return 0;
+}
+
+/* A resize works on the image's data file, too. Growing an overlay depends on how long its backing
+ * file is, and, if the disk ends inside a cluster, on what the chain shows there. Asks for the next
+ * file that is not attached yet. */
+static int open_chain(struct images *all, bool grow, instar_Outcome *out, struct err *e)
 {
     bool content = all->img[0].unit && all->img[0].size % all->img[0].unit;
     static struct facts facts;
@@ -52,16 +80,12 @@ static int open_chain(struct images *all, instar_Outcome *out, struct err *e)
     for (unsigned i = 0; !rc && (i == 0 || content); i++) {
         struct image *img = &all->img[i];
         memset(&facts, 0, sizeof facts);
-        if ((rc = img->format->facts(img, &facts, e)) || !facts.backing_len)
+        if ((rc = img->format->facts(img, &facts, e)) || (rc = open_data(all, i, &facts, out, e)) ||
+            out->has_need_file || !grow || !facts.backing_len)
             return rc;
         if (i + 1 == all->cnt) {
-            instar_NeedFile *need = &out->need_file;
-            out->has_need_file = true;
-            need->slot = i;
-            need->role = instar_Role_ROLE_BACKING;
-            need->name.size = (pb_size_t)facts.backing_len;
-            memcpy(need->name.bytes, facts.backing, facts.backing_len);
-            memcpy(need->format, facts.backing_format, sizeof need->format);
+            ask(all, i, instar_Role_ROLE_BACKING, facts.backing, facts.backing_len,
+                facts.backing_format, out);
             return 0;
         }
         img->backing = &all->img[i + 1];
@@ -69,16 +93,40 @@ static int open_chain(struct images *all, instar_Outcome *out, struct err *e)
     return rc;
 }
 
-/* Opens every disk of the Request: the image, then its backing files in order. */
+/* Opens every disk of the Request: the image, its backing files in order, and their data files. */
 static int open_images(struct op *op, struct images *all, u8 *mem, void *scratch, struct err *e)
 {
     int rc = 0;
     for (unsigned i = 0; !rc && i < op->disks; i++) {
-        rc = image_open(&all->img[i], op->disk[i], op->request->disks[i].format,
-                        mem + (size_t)i * IMAGE_MEM, e);
-        all->img[i].scratch = scratch;
+        const instar_Disk *d = &op->request->disks[i];
+        struct image *img = &all->img[all->cnt];
+        if (d->role == instar_Role_ROLE_DATA) {
+            img--;
+            if (!all->cnt || all->disk[all->cnt - 1] != d->of || img->files > 1)
+                return FAIL(e, ERR_PROTOCOL, "A data file is out of its place", i, d->of);
+            img->file[img->files++] = op->disk[i];
+            continue;
+        }
+        rc = image_open(img, op->disk[i], d->format, mem + (size_t)all->cnt * IMAGE_MEM, e);
+        img->scratch = scratch;
+        all->disk[all->cnt++] = (u8)i;
     }
-    all->cnt = op->disks;
+    return rc;
+}
+
+/* --shrink=unallocated: is there data in what would be cut off? */
+static int check_unallocated(struct image *img, u64 new_size, struct err *e)
+{
+    struct extent x;
+    int rc = 0;
+    for (u64 voff = new_size; !rc && voff < img->size; voff += x.len) {
+        rc = img->format->map(img, voff, img->size - voff, &x, e);
+        if (!rc && (x.kind == EXTENT_DATA || x.kind == EXTENT_PACKED))
+            rc = FAIL(e, ERR_SHRINK_BELOW_ALLOCATED,
+                      "Data is allocated past the new end (first at byte {off} of the disk). "
+                      "--shrink without =unallocated discards it.",
+                      voff, x.len);
+    }
     return rc;
 }
 
@@ -99,15 +147,20 @@ static int resize(struct op *op, struct images *all, struct plan_host *host, voi
     set_action(r);
     if (r->resolved_new_virtual_size == img->size)
         return 0;
-    if (r->resolved_new_virtual_size > img->size &&
-        ((rc = open_chain(all, out, e)) || out->has_need_file))
+    bool grow = r->resolved_new_virtual_size > img->size;
+    if ((rc = open_chain(all, grow, out, e)) || out->has_need_file)
         return rc;
-    struct resize_args args = {r->resolved_new_virtual_size,
-                               (enum preallocation)req->preallocation, work, PLAN_WORK};
+    if (!grow && req->unallocated && (rc = check_unallocated(img, r->resolved_new_virtual_size, e)))
+        return rc;
+    struct resize_args args = {r->resolved_new_virtual_size, (enum preallocation)req->preallocation,
+                               work, PLAN_WORK};
     rc = plan_resize(img, &args, host, e);
     if (rc)
         return rc;
     r->file_size_after = host->length[0];
+    for (u8 i = 1; i < img->files; i++)
+        r->files_after[r->files_after_count++] =
+            (instar_FileLength){img->file[i]->slot, host->length[i]};
     r->more = op->request->dry_run && host->more;
     return 0;
 }
@@ -117,8 +170,11 @@ int op_run(struct op *op, instar_Outcome *out, struct err *e)
     static struct images all;
     const instar_Request *req = op->request;
     instar_ResizeResult *r = &out->result.resize;
-    struct plan_host host = {.need = need, .mem_len = COPY_MEM, .dry_run = req->dry_run,
-                             .show = req->dry_run ? show : NULL, .alive = alive};
+    struct plan_host host = {.need = need,
+                             .mem_len = COPY_MEM,
+                             .dry_run = req->dry_run,
+                             .show = req->dry_run ? show : NULL,
+                             .alive = alive};
     if (req->which_op != instar_Request_resize_tag || !op->disks)
         return FAIL(e, ERR_PROTOCOL, "resize takes a disk and its own request", 0, op->disks);
     u8 *mem = op_alloc((size_t)op->disks * IMAGE_MEM);

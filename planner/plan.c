@@ -28,7 +28,8 @@ static void digest_bytes(struct digest *d, const void *data, u64 len)
 
 void digest_patch(struct digest *d, const struct patch *p)
 {
-    u64 fields[] = {p->kind, p->slot, p->from, p->off, p->len, p->from_off, p->commit, p->may_unmap};
+    u64 fields[] = {p->kind, p->slot,     p->from,   p->off,
+                    p->len,  p->from_off, p->commit, p->may_unmap};
     digest_bytes(d, fields, sizeof fields);
     if (p->kind == PATCH_WRITE)
         digest_bytes(d, p->data, p->len);
@@ -48,19 +49,17 @@ int plan_length(struct sink *s, u64 len, const char *why, struct err *e)
 int plan_write(struct sink *s, u64 off, const void *data, u64 len, const char *why, struct err *e)
 {
     return plan_emit(
-        s, (struct patch){.kind = PATCH_WRITE, .off = off, .len = len, .data = data, .why = why}, e);
+        s, (struct patch){.kind = PATCH_WRITE, .off = off, .len = len, .data = data, .why = why},
+        e);
 }
 
 int plan_commit(struct sink *s, u64 off, const void *data, u64 len, const char *why, struct err *e)
 {
-    return plan_emit(s,
-                (struct patch){.kind = PATCH_WRITE,
-                               .off = off,
-                               .len = len,
-                               .data = data,
-                               .why = why,
-                               .commit = true},
-                e);
+    return plan_emit(
+        s,
+        (struct patch){
+            .kind = PATCH_WRITE, .off = off, .len = len, .data = data, .why = why, .commit = true},
+        e);
 }
 
 int plan_zero(struct sink *s, u64 off, u64 len, const char *why, struct err *e)
@@ -72,13 +71,15 @@ int plan_copy(struct sink *s, u64 off, u64 from_off, u64 len, const char *why, s
 {
     return plan_emit(
         s,
-        (struct patch){.kind = PATCH_COPY, .off = off, .from_off = from_off, .len = len, .why = why},
+        (struct patch){
+            .kind = PATCH_COPY, .off = off, .from_off = from_off, .len = len, .why = why},
         e);
 }
 
 int plan_discard(struct sink *s, u64 off, u64 len, const char *why, struct err *e)
 {
-    return plan_emit(s, (struct patch){.kind = PATCH_DISCARD, .off = off, .len = len, .why = why}, e);
+    return plan_emit(s, (struct patch){.kind = PATCH_DISCARD, .off = off, .len = len, .why = why},
+                     e);
 }
 
 int plan_barrier(struct sink *s, const char *why, struct err *e)

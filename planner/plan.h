@@ -34,8 +34,8 @@ enum patch_kind {
     PATCH_ZERO,    /* `len` zero bytes at `off`; may_unmap: the host may punch a hole */
     PATCH_COPY,    /* `len` bytes from `from_off` of slot `from` to `off`; ranges do not overlap */
     PATCH_DISCARD, /* [off, off+len) is garbage from here on */
-    PATCH_INSERT,  /* the host inserts `len` zero bytes at `off`, at once or not at all: what followed
-                    * follows them. The first patch of its epoch */
+    PATCH_INSERT,  /* the host inserts `len` zero bytes at `off`, at once or not at all: what
+                    * followed  follows them. The first patch of its epoch */
     PATCH_BARRIER, /* everything before is durable before anything after is issued */
 };
 
@@ -72,9 +72,9 @@ enum { PLAN_PREALLOCATE_WORK = 1 << 20 /* bytes of `work` */ };
 
 /* What a planner remembers from one epoch to the next; plan_run() copies it freely. */
 struct plan_state {
-    u32 epoch; /* 0 in the first call; counted by plan_run() */
-    bool more; /* set by the planner: another epoch follows */
-    bool undo; /* set by the planner, before it emits: this epoch is one of P10 */
+    u32 epoch;    /* 0 in the first call; counted by plan_run() */
+    bool more;    /* set by the planner: another epoch follows */
+    bool undo;    /* set by the planner, before it emits: this epoch is one of P10 */
     u64 eventual; /* set in the first epoch of several: the most that the file may come to, bytes */
     u64 v[12];    /* the planner's own */
 };
@@ -82,8 +82,8 @@ struct plan_state {
 struct resize_args {
     u64 new_size; /* bytes; differs from img->size in the first epoch */
     enum preallocation preallocation;
-    /* Memory for planners that collect: PLAN_WORK bytes, 8-aligned. It stays what it is from pass to
-     * pass and from epoch to epoch; a planner that remembers something there does so in both. */
+    /* Memory for planners that collect: PLAN_WORK bytes, 8-aligned. It stays what it is from pass
+     * to pass and from epoch to epoch; a planner that remembers something there does so in both. */
     void *work;
     size_t work_len;
 };
@@ -116,8 +116,9 @@ enum { UNDO_SHOW_MAX = 64 };
 struct plan_host {
     /* Asks for what the epoch needs; returns 0 once it is granted. */
     int (*need)(struct plan_host *, u32 epoch, const struct plan_need *, struct err *);
-    /* Shown what a P10 epoch overwrites, before its need(): at `off` of file `slot` stand `n` sectors
-     * of 512 bytes, n <= UNDO_SHOW_MAX, and crc[i] is the CRC-32C of what sector i will hold. */
+    /* Shown what a P10 epoch overwrites, before its need(): at `off` of file `slot` stand `n`
+     * sectors of 512 bytes, n <= UNDO_SHOW_MAX, and crc[i] is the CRC-32C of what sector i will
+     * hold. */
     int (*undo)(struct plan_host *, u8 slot, u64 off, const u32 *crc, unsigned n, struct err *);
     /* Performs a PATCH_INSERT and returns 0 once the device shows it. */
     int (*insert)(struct plan_host *, u8 slot, u64 off, u64 len, struct err *);

@@ -12,9 +12,8 @@ static int check_supported(const struct image *img, const struct resize_args *a,
 {
     const struct qcow2 *q = &img->u.qcow2;
     if (q->incompatible & QCOW2_INCOMPAT_CORRUPT)
-        return FAIL(e, ERR_OVERLAY_CORRUPT,
-                    "qcow2: Image is corrupt; cannot be opened read/write", QH_INCOMPATIBLE_FEATURES,
-                    q->incompatible);
+        return FAIL(e, ERR_OVERLAY_CORRUPT, "qcow2: Image is corrupt; cannot be opened read/write",
+                    QH_INCOMPATIBLE_FEATURES, q->incompatible);
     if (a->new_size % 512)
         return FAIL(e, ERR_INVALID_NEW_SIZE, "The new size must be a multiple of 512", 0,
                     a->new_size);

@@ -166,7 +166,8 @@ int qcow2_drop_emit(struct image *img, struct qcow2_drop *d, struct sink *s, con
     return plan_barrier(s, "the lower counts are durable", e);
 }
 
-/* The first cluster in [at, end) that became free, or, with `!is`, that did not; end: there is none. */
+/* The first cluster in [at, end) that became free, or, with `!is`, that did not; end: there is
+ * none. */
 static u64 next_freed(const struct qcow2_drop *d, u64 at, u64 end, bool is)
 {
     u8 other = is ? 0 : 0xff; /* a byte without any */
@@ -179,8 +180,8 @@ int qcow2_drop_punch(struct image *img, const struct qcow2_drop *d, u64 end, u64
                      struct sink *s, struct err *e)
 {
     u64 n = 0, at = 0;
-    end = min_u64(min_u64(end, d->file_size >> img->u.qcow2.cluster_bits),
-                  (u64)QCOW2_DROP_FREED * 8);
+    end =
+        min_u64(min_u64(end, d->file_size >> img->u.qcow2.cluster_bits), (u64)QCOW2_DROP_FREED * 8);
     for (u64 to; n < most && (at = next_freed(d, at, end, true)) < end; n++, at = to) {
         to = next_freed(d, at, end, false);
         int rc = plan_discard(s, at * img->unit, (to - at) * img->unit, "free", e);

@@ -12,8 +12,9 @@
 
 enum {
     QCOW2_DROP_CHUNK = 64 << 10, /* bytes of a refcount block per patch */
-    QCOW2_DROP_FREED = 8 << 20,  /* bytes of the map of freed clusters; those past it stay unpunched */
-    QCOW2_DROP_ENTRY = 4,        /* clusters that one L2 entry can refer to, at most */
+    QCOW2_DROP_FREED =
+        8 << 20,          /* bytes of the map of freed clusters; those past it stay unpunched */
+    QCOW2_DROP_ENTRY = 4, /* clusters that one L2 entry can refer to, at most */
 };
 
 struct qcow2_drop {

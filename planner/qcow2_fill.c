@@ -18,7 +18,7 @@ struct fill {
     const struct qcow2 *q;
     struct sink *s;
     const struct qcow2_fill_args *a;
-    bool head; /* the first cluster is one of data, whatever the kind */
+    bool head;                 /* the first cluster is one of data, whatever the kind */
     u64 per_table, first, end; /* clusters of the disk: [first, end) in this epoch */
     u64 l1_first, tables;      /* L1 entries that serve them */
     u64 old_l2;                /* the first of them, if it exists */
@@ -57,9 +57,7 @@ static void put_entry(const struct fill *f, u64 c, u8 *p)
 {
     bool data = c - f->first < data_clusters(f), extl2 = f->q->l2_entry_size == 16;
     u64 at = first_data(f) + c - f->first;
-    put_be64(p, data    ? at << f->q->cluster_bits | QCOW2_COPIED
-                : extl2 ? 0
-                        : QCOW2_L2_ZERO);
+    put_be64(p, data ? at << f->q->cluster_bits | QCOW2_COPIED : extl2 ? 0 : QCOW2_L2_ZERO);
     if (extl2)
         put_be64(p + 8, data ? 0xffffffffull : 0xffffffffull << 32);
 }

@@ -149,8 +149,8 @@ static int new_l1(struct grow *g, struct err *e)
             rc = qcow2_l1_get(g->img, i, &l2, e);
     }
     if (!rc && keep)
-        rc = plan_copy(g->s, to, g->q->l1_table_offset, keep * 8,
-                       "the L1 table, at its new place", e);
+        rc = plan_copy(g->s, to, g->q->l1_table_offset, keep * 8, "the L1 table, at its new place",
+                       e);
     put_be64(entry, g->tail.new_l2 | QCOW2_COPIED);
     return rc || keep == used
                ? rc
@@ -261,7 +261,8 @@ static int shows_backing(struct grow *g, bool *shows, struct err *e)
 
 /* The tables are long enough and hold nothing past the end of the disk: maps the new area from the
  * first cluster on that is wholly new, or, if it is a hole, from the last old one. */
-static int fill(struct grow *g, const struct resize_args *a, struct plan_state *state, struct err *e)
+static int fill(struct grow *g, const struct resize_args *a, struct plan_state *state,
+                struct err *e)
 {
     u64 *voff = &state->v[V_VOFF], old = g->img->size;
     struct qcow2_fill_args f = {g->fill, g->new_size, a->preallocation, a->work};
@@ -318,8 +319,8 @@ int qcow2_plan_grow(struct image *img, const struct resize_args *a, struct plan_
     u64 most = move_reftable ? qcow2_alloc_eventual(img, &g.plan.alloc)
                              : max_u64(img->file[0]->size, g.plan.alloc.end * g.cluster);
     if (g.fill)
-        state->eventual = qcow2_fill_eventual(img, g.fill, most, round_down(img->size, g.cluster),
-                                              a->new_size);
+        state->eventual =
+            qcow2_fill_eventual(img, g.fill, most, round_down(img->size, g.cluster), a->new_size);
     else if (move_reftable)
         state->eventual = most;
     if (g.fill && (rc = begin_fill(&g, a, state, e)))

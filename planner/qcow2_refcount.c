@@ -68,7 +68,8 @@ int qcow2_refcount_get(struct image *img, u64 idx, u64 *count, struct err *e)
     u64 from = (i << q->refcount_order) / 8, width = max_u64(1, (1u << q->refcount_order) / 8);
     rc = window_get(&img->win2, img->file[0], off + from, (u32)width, off + img->unit, &p, e);
     if (!rc)
-        *count = qcow2_count_get(p, q->refcount_order, q->refcount_order < 3 ? i % (8u >> q->refcount_order) : 0);
+        *count = qcow2_count_get(p, q->refcount_order,
+                                 q->refcount_order < 3 ? i % (8u >> q->refcount_order) : 0);
     return rc;
 }
 

@@ -66,8 +66,8 @@ static int list_stale(struct shrink *k, const struct qcow2_tail *t, struct err *
     return 0;
 }
 
-/* Every refcount block must be where a block can be, and counted: what comes after the commit relies
- * on it. */
+/* Every refcount block must be where a block can be, and counted: what comes after the commit
+ * relies on it. */
 static int check_reftable(struct shrink *k, struct err *e)
 {
     for (u64 i = 0; i < k->drop.spared_cnt; i++) { /* in the order of the counts */
@@ -107,7 +107,8 @@ static int commit(struct shrink *k, const struct qcow2_tail *t, struct err *e)
     return rc || !k->drop.cnt ? rc : qcow2_drop_emit(k->img, &k->drop, k->s, past_the_end, e);
 }
 
-/* Lists one L2 table's references from entry v[V_L2_IDX] on, and the table itself once it is done. */
+/* Lists one L2 table's references from entry v[V_L2_IDX] on, and the table itself once it is done.
+ */
 static int list_table(struct shrink *k, u64 l2, bool *full, struct err *e)
 {
     u32 size = k->q->l2_entry_size;
@@ -236,8 +237,7 @@ static int blocks(struct shrink *k, struct plan_state *state, struct err *e)
         return cut(k, last, e);
     k->drop.spared_cnt = 0; /* here it is blocks that go */
     int rc = plan_barrier(k->s, "empty refcount blocks are unlinked", e);
-    return rc || !k->drop.cnt ? rc
-                              : qcow2_drop_emit(k->img, &k->drop, k->s, "the block itself", e);
+    return rc || !k->drop.cnt ? rc : qcow2_drop_emit(k->img, &k->drop, k->s, "the block itself", e);
 }
 
 bool qcow2_shrink_goes_on(const struct plan_state *state)
@@ -261,5 +261,6 @@ int qcow2_plan_shrink(struct image *img, const struct resize_args *a, struct pla
         return blocks(&k, state, e);
     if ((rc = check_reftable(&k, e)) || (rc = qcow2_tail_look(img, &tail, e)))
         return rc;
-    return qcow2_tail_clusters(&tail) ? unshare(&k, &tail, &state->eventual, e) : commit(&k, &tail, e);
+    return qcow2_tail_clusters(&tail) ? unshare(&k, &tail, &state->eventual, e)
+                                      : commit(&k, &tail, e);
 }

@@ -13,8 +13,8 @@ static u64 entry_off(const struct image *img, const struct qcow2_tail *t, u64 id
     return t->l2 + idx * img->u.qcow2.l2_entry_size;
 }
 
-int qcow2_tail_entry(struct image *img, const struct qcow2_tail *t, u64 idx, u64 *entry, u64 *bitmap,
-                     struct err *e)
+int qcow2_tail_entry(struct image *img, const struct qcow2_tail *t, u64 idx, u64 *entry,
+                     u64 *bitmap, struct err *e)
 {
     u32 size = img->u.qcow2.l2_entry_size;
     const u8 *p;
@@ -162,9 +162,12 @@ int qcow2_tail_look(struct image *img, struct qcow2_tail *t, struct err *e)
 {
     const struct qcow2 *q = &img->u.qcow2;
     u64 size = t->size, used = qcow2_l1_entries(q, size), per_table = 1ull << q->l2_bits;
-    *t = (struct qcow2_tail){.size = size, .whole = t->whole, .own_l2 = t->own_l2, .hole = true,
-                             .file_size = {img->file[0]->size,
-                                           img->files > 1 ? img->file[1]->size : 0}};
+    *t = (struct qcow2_tail){
+        .size = size,
+        .whole = t->whole,
+        .own_l2 = t->own_l2,
+        .hole = true,
+        .file_size = {img->file[0]->size, img->files > 1 ? img->file[1]->size : 0}};
     if (!used)
         return 0;
     t->l1_idx = used - 1;
@@ -324,10 +327,10 @@ int qcow2_tail_link(struct image *img, const struct qcow2_tail *t, bool l1_moves
                         : plan_write(s, img->u.qcow2.l1_table_offset + t->l1_idx * 8, entry, 8,
                                      "link the L2 table of our own", e);
     }
-    return entry_changes(t) ? plan_write(s, entry_off(img, t, t->idx - 1), entry,
-                                         new_entry(img, t, entry),
-                                         t->copy_data ? "link the copied cluster"
-                                                      : "subclusters past the end read zero",
-                                         e)
-                            : 0;
+    return entry_changes(t)
+               ? plan_write(s, entry_off(img, t, t->idx - 1), entry, new_entry(img, t, entry),
+                            t->copy_data ? "link the copied cluster"
+                                         : "subclusters past the end read zero",
+                            e)
+               : 0;
 }

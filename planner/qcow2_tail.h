@@ -31,7 +31,7 @@ struct qcow2_tail {
     struct extent packed;       /* the last cluster, if it is compressed */
     u64 new_l2, new_data;       /* offsets; set by qcow2_tail_place() */
     struct cluster_run free[QCOW2_TAIL_CLUSTERS];
-    unsigned frees;             /* what the copies leave unused */
+    unsigned frees; /* what the copies leave unused */
 };
 
 /* Looks at the end t->size of the disk; `size`, `whole` and `own_l2` are set, the rest is not.
@@ -45,7 +45,8 @@ u64 qcow2_tail_clusters(const struct qcow2_tail *t);
 void qcow2_tail_place(const struct image *img, struct qcow2_tail *t, u64 first);
 /* Emits the content of new clusters: copies, without what is past the end unless `whole`. */
 int qcow2_tail_copy(struct image *img, const struct qcow2_tail *t, struct sink *s, struct err *e);
-/* Emits the data of a subcluster that shows the backing file before the end; buf: img->unit bytes. */
+/* Emits the data of a subcluster that shows the backing file before the end; buf: img->unit bytes.
+ */
 int qcow2_tail_show(struct image *img, const struct qcow2_tail *t, u8 *buf, struct sink *s,
                     struct err *e);
 /* Emits zeros over what is past the end and need not be copied. */
@@ -55,7 +56,7 @@ int qcow2_tail_zero(struct image *img, const struct qcow2_tail *t, struct sink *
 int qcow2_tail_link(struct image *img, const struct qcow2_tail *t, bool l1_moves, struct sink *s,
                     struct err *e);
 /* Entry idx of the table, and its subcluster bitmap (0 without extended L2). */
-int qcow2_tail_entry(struct image *img, const struct qcow2_tail *t, u64 idx, u64 *entry, u64 *bitmap,
-                     struct err *e);
+int qcow2_tail_entry(struct image *img, const struct qcow2_tail *t, u64 idx, u64 *entry,
+                     u64 *bitmap, struct err *e);
 
 #endif
