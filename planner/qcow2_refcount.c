@@ -11,8 +11,8 @@ enum { CHUNK = 2048 /* bytes of a block changed by one patch */ };
 u64 qcow2_count_get(const u8 *p, u32 order, u64 i)
 {
     if (order < 3) {
-        u32 width = 1u << order, per_byte = 8u >> order;
-        return p[i / per_byte] >> (i % per_byte * width) & ((1u << width) - 1);
+        u32 width = 1u << order, per_byte = 8u >> order; /* shifts: divisions are slow */
+        return p[i >> (3 - order)] >> ((i & (per_byte - 1)) << order) & ((1u << width) - 1);
     }
     return order == 3   ? p[i]
            : order == 4 ? be16(p + i * 2)
@@ -23,8 +23,8 @@ u64 qcow2_count_get(const u8 *p, u32 order, u64 i)
 void qcow2_count_put(u8 *p, u32 order, u64 i, u64 v)
 {
     if (order < 3) {
-        u32 width = 1u << order, per_byte = 8u >> order, shift = (u32)(i % per_byte) * width;
-        u8 *b = &p[i / per_byte];
+        u32 width = 1u << order, per_byte = 8u >> order, shift = (u32)(i & (per_byte - 1)) << order;
+        u8 *b = &p[i >> (3 - order)];
         *b = (u8)((*b & ~(((1u << width) - 1) << shift)) | (u32)v << shift);
         return;
     }
