@@ -26,8 +26,16 @@ static void line(const char *label, const void *bytes, size_t len)
 
 /* ---- resize ---- */
 
+/* What qemu-img says when it opens such an image. */
+static void say_rebuilt(const instar_ResizeResult *r)
+{
+    if (r->rebuilt)
+        fputs("Rebuilding refcount structure\n", stderr);
+}
+
 void print_resize(struct job *job, const struct disk *d, const instar_Outcome *out)
 {
+    say_rebuilt(&out->result.resize);
     if (job->request.dry_run)
         plan_print(job, d, out);
     else if (!job->quiet)
@@ -70,6 +78,8 @@ void json_resize(struct job *job, const struct disk *d, const instar_Outcome *ou
     json_number(j, "old_file_size", r->file_size_before);
     json_number(j, "new_file_size", r->file_size_after);
     json_files(j, d, r);
+    if (r->rebuilt)
+        json_flag(j, "refcounts_rebuilt", true);
     json_close(j, '}');
 }
 

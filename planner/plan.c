@@ -150,7 +150,7 @@ static int plan_run(const struct step *st, struct plan_host *h, struct err *e)
     struct check_sink check;
     int rc;
     do {
-        state.more = state.undo = false;
+        state.more = state.undo = state.stage = false;
         copy = state;
         if ((rc = check_pass(st, &copy, &check, h, e)))
             return rc;
@@ -168,6 +168,7 @@ static int plan_run(const struct step *st, struct plan_host *h, struct err *e)
             return rc;
         if ((rc = apply_pass(st, &state, &check, h, e)))
             return rc;
+        h->repaired |= state.stage;
         state.epoch++;
     } while (state.more);
     return 0;

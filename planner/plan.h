@@ -72,9 +72,10 @@ enum { PLAN_PREALLOCATE_WORK = 1 << 20 /* bytes of `work` */ };
 
 /* What a planner remembers from one epoch to the next; plan_run() copies it freely. */
 struct plan_state {
-    u32 epoch;    /* 0 in the first call; counted by plan_run() */
-    bool more;    /* set by the planner: another epoch follows */
-    bool undo;    /* set by the planner, before it emits: this epoch is one of P10 */
+    u32 epoch;  /* 0 in the first call; counted by plan_run() */
+    bool more;  /* set by the planner: another epoch follows */
+    bool undo;  /* set by the planner, before it emits: this epoch is one of P10 */
+    bool stage; /* set by the planner: this epoch repairs the image first, and does nothing else */
     u64 eventual; /* set in the first epoch of several: the most that the file may come to, bytes */
     u64 v[12];    /* the planner's own */
 };
@@ -130,6 +131,7 @@ struct plan_host {
     void *mem;    /* copy buffer for apply, page aligned; the check pass keeps undo records in it */
     size_t mem_len; /* a multiple of BLK_IO_MAX, at least one; two where epochs are of P10 */
     u64 length[IMAGE_FILES]; /* out: file lengths after the plan */
+    bool repaired;           /* out: a stage has been applied, whatever came after it */
     bool more;               /* out, of a dry run: other epochs follow, which depend on the first */
 };
 

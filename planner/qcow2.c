@@ -5,6 +5,7 @@
  */
 #include "qcow2_data.h"
 #include "qcow2_grow.h"
+#include "qcow2_rebuild.h"
 #include "qcow2_shrink.h"
 
 /* Refused before anything is planned, each with its reason. */
@@ -24,11 +25,6 @@ static int check_supported(const struct image *img, const struct resize_args *a,
         return FAIL(e, ERR_BITMAPS_UNSUPPORTED,
                     "Resizing an image with persistent bitmaps is not yet supported", 0,
                     q->nb_bitmaps);
-    if (q->incompatible & QCOW2_INCOMPAT_DIRTY)
-        return FAIL(e, ERR_INCONSISTENT,
-                    "The image was not closed cleanly (dirty bit); repairing it is not yet "
-                    "supported. Run 'qemu-img check -r all' on it first",
-                    QH_INCOMPATIBLE_FEATURES, 0);
     if (a->preallocation != PREALLOC_OFF && q->crypt_method)
         return FAIL(e, ERR_LUKS_UNSUPPORTED,
                     "Preallocation in an encrypted image needs its key, and is not supported",
@@ -55,12 +51,14 @@ static int qcow2_resize(struct image *img, const struct resize_args *a, struct p
     int rc = check_supported(img, a, e);
     if (rc || (rc = clear_autoclear(img, s, e)))
         return rc;
-    if (a->new_size < img->size || qcow2_shrink_goes_on(state))
-        return qcow2_plan_shrink(img, a, state, s, e);
-    if (img->u.qcow2.backing_file_offset && img->u.qcow2.backing_file_size && !img->backing)
+    bool shrink = a->new_size < img->size || qcow2_shrink_goes_on(state);
+    if (!shrink && img->u.qcow2.backing_file_offset && img->u.qcow2.backing_file_size &&
+        !img->backing)
         return FAIL(e, ERR_PROTOCOL, "The backing file is needed and was not attached",
                     QH_BACKING_FILE_OFFSET, 0);
-    return qcow2_plan_grow(img, a, state, s, e);
+    if (img->u.qcow2.incompatible & QCOW2_INCOMPAT_DIRTY)
+        return qcow2_plan_rebuild(img, a, state, s, e);
+    return shrink ? qcow2_plan_shrink(img, a, state, s, e) : qcow2_plan_grow(img, a, state, s, e);
 }
 
 const struct planner qcow2_planner = {&qcow2_format, qcow2_resize};

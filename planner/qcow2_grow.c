@@ -244,6 +244,25 @@ static enum qcow2_fill_kind choose_fill(const struct image *img, const struct re
     return QCOW2_FILL_NONE;
 }
 
+int qcow2_grow_eventual(const struct image *img, const struct resize_args *a, u64 clusters,
+                        u64 *eventual, struct err *e)
+{
+    const struct qcow2 *q = &img->u.qcow2;
+    const u8 none[QCOW2_ALLOC_BLOCKS / 8] = {0};
+    struct qcow2_grow_in in = {{q->cluster_bits, q->refcount_order, q->refcount_table_clusters,
+                                clusters, none},
+                               q->l2_bits, q->l1_size, a->new_size, QCOW2_TAIL_CLUSTERS};
+    struct qcow2_grow g;
+    int rc = qcow2_grow_query(&in, &g, e);
+    if (rc)
+        return rc;
+    *eventual = (g.alloc.end + g.alloc.reftable.cnt) * img->unit; /* it may have to move twice */
+    if (a->new_size > img->size && choose_fill(img, a))
+        *eventual = qcow2_fill_eventual(img, choose_fill(img, a), *eventual,
+                                        round_down(img->size, img->unit), a->new_size);
+    return 0;
+}
+
 /* Is the last cluster unallocated, and does the guest see the backing file in a part of it? */
 static int shows_backing(struct grow *g, bool *shows, struct err *e)
 {

@@ -33,6 +33,11 @@ struct qcow2_grow {
  * qcow2_alloc_query(). */
 int qcow2_grow_query(const struct qcow2_grow_in *in, struct qcow2_grow *out, struct err *e);
 
+/* The most that a file of `clusters` clusters may come to in bytes when the image is resized as `a`
+ * says, whatever of its tail is shared. Errors as above. Reads nothing. */
+int qcow2_grow_eventual(const struct image *img, const struct resize_args *a, u64 clusters,
+                        u64 *eventual, struct err *e);
+
 /* The planner's resize step for new_size > img->size; see plan.h. */
 int qcow2_plan_grow(struct image *img, const struct resize_args *a, struct plan_state *state,
                     struct sink *s, struct err *e);

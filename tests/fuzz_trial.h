@@ -7,9 +7,10 @@
  *
  * Refused: code and text are there and not a byte was written. Grown: the result opens with the new
  * size, the file is no longer than a plan may make it, and bytes changed only where a grow has
- * business (struct own in fuzz_trial.c), and its new area reads zero. A sound image must be sound
- * afterwards and hold the same data. One that was not may become `worse`: that counts of clusters
- * are wrong, or that two things stand in one place, cannot always be seen from what a grow reads.
+ * business (struct own in fuzz_trial.c), and its new area reads zero. Refused after refcounts were
+ * rebuilt: it has the old size and is not dirty. A sound image must be sound afterwards and hold
+ * the same data. One that was not may become `worse`: that counts of clusters are wrong, or that two
+ * things stand in one place, cannot always be seen from what a grow reads.
  */
 #ifndef TESTS_FUZZ_TRIAL_H
 #define TESTS_FUZZ_TRIAL_H
@@ -24,6 +25,7 @@ struct trial {
     bool shrink;      /* a new size below the old one is tried too, or it is only read */
     /* out */
     bool opened, grown; /* grown: or shrunk */
+    bool repaired;      /* its refcounts were rebuilt */
     struct err e; /* why it was refused */
     u64 old_size, length, requests;
     bool sound, judged; /* before: no corruptions; verdicts are complete */

@@ -281,7 +281,6 @@ static void refusals(void)
     } bad[] = {
         { { .size = 1 << 20, .backing = "base.img", .backing_format = "raw" }, 2 << 20,
           OK /* any: it is not attached */, NULL },
-        { { .size = 1 << 20, .incompatible = 1 }, 2 << 20, ERR_INCONSISTENT, NULL },
         { { .size = 1 << 20, .incompatible = 2 }, 2 << 20, ERR_OVERLAY_CORRUPT,
           "qcow2: Image is corrupt; cannot be opened read/write" },
         { { .size = 1 << 20, .incompatible = 1 << 9 }, 2 << 20, ERR_UNSUPPORTED_FEATURE,

@@ -369,7 +369,6 @@ SHRINK = ("instar-launch: Use the --shrink option to perform a shrink operation.
 REFUSED = {
     "bitmap": (bitmap, ["+1M"], "BITMAPS_UNSUPPORTED", "bitmap"),
     "data-file": (data_file, ["+1M"], "EXTERNAL_DATA_FILE", "data-file"),
-    "dirty": (with_bits(72, 1), ["+1M"], "INCONSISTENT", "dirty"),
     "corrupt": (with_bits(72, 2), ["+1M"], "OVERLAY_CORRUPT",
                 "qcow2: Image is corrupt; cannot be opened read/write"),
     "incompatible": (with_bits(72, 1 << 40), ["+1M"], "UNSUPPORTED_FEATURE",
