@@ -165,13 +165,8 @@ int outcome_check(const instar_Outcome *out, const struct job *job, const struct
                        (int)instar_Request_resize_tag == (int)instar_Outcome_resize_tag,
                    "request and result");
     int r = 0;
-    if (out->has_error && out->error.code != instar_Code_OK) {
-        outcome_error(&out->error, job, e);
-        if (out->which_result == instar_Outcome_resize_tag && out->result.resize.rebuilt)
-            err_add(e, "The image had not been closed cleanly. Its refcounts were rebuilt before "
-                       "this came up: it is repaired, and keeps its size.");
-        return -1;
-    }
+    if (out->has_error && out->error.code != instar_Code_OK)
+        return outcome_error(&out->error, job, e);
     if (out->has_need_file)
         return check_need(&out->need_file, job, disks, count, e);
     if (out->which_result != job->request.which_op ||

@@ -63,8 +63,15 @@ static enum disk_state state(const struct vm *vm)
     return worst;
 }
 
-/* Says what a failure of the VM means for the image. QEMU is dead. */
-static void tell_aftermath(const struct vm *vm, struct err *e)
+/* Was the image repaired, and the rest refused? */
+static bool only_repaired(const instar_Outcome *out)
+{
+    return out->has_error && out->which_result == instar_Outcome_resize_tag &&
+           out->result.resize.rebuilt;
+}
+
+/* Says what a failure means for the image; repaired: that is all that was done. QEMU is dead. */
+static void tell_aftermath(const struct vm *vm, bool repaired, struct err *e)
 {
     if (vm->count == 0)
         return;
@@ -80,6 +87,9 @@ static void tell_aftermath(const struct vm *vm, struct err *e)
     }
     if (worst == DISK_UNTOUCHED)
         err_add(e, "Nothing had been granted or written: the image is unchanged.");
+    else if (repaired)
+        err_add(e, "The image had not been closed cleanly, and its refcounts were rebuilt first: it "
+                   "is repaired, and keeps its size.");
     else if (granted)
         err_add(e, "The image has its old size or its new one, and all its data.");
     else
@@ -142,7 +152,7 @@ static int take_outcome(instar_Outcome *out, struct err *e)
     /* A plain refusal left no trace; all else needs a word on the image. */
     qemu_reap(&vm.qemu);
     if (e->code == instar_Code_PROTOCOL || state(&vm) == DISK_TOUCHED)
-        tell_aftermath(&vm, e);
+        tell_aftermath(&vm, only_repaired(out), e);
     return -1;
 }
 
@@ -159,7 +169,7 @@ int run(struct job *job, struct disk *disks, unsigned count, instar_Outcome *out
     if (vm.request >= 0 && vm.signals >= 0) {
         r = run_either(&vm, e);
         if (r < 0)
-            tell_aftermath(&vm, e);
+            tell_aftermath(&vm, false, e);
         else
             r = take_outcome(out, e);
     }

@@ -155,7 +155,7 @@ static int resize(struct op *op, struct images *all, struct plan_host *host, voi
     struct resize_args args = {r->resolved_new_virtual_size, (enum preallocation)req->preallocation,
                                work, PLAN_WORK};
     rc = plan_resize(img, &args, host, e);
-    r->rebuilt = host->repaired;
+    r->rebuilt = host->repaired && !(rc && host->begun);
     if (rc)
         return rc;
     r->file_size_after = host->length[0];

@@ -166,6 +166,7 @@ static int plan_run(const struct step *st, struct plan_host *h, struct err *e)
             return rc;
         if ((check.need.room || check.need.undo) && (rc = h->need(h, state.epoch, &check.need, e)))
             return rc;
+        h->begun |= !copy.stage;
         if ((rc = apply_pass(st, &state, &check, h, e)))
             return rc;
         h->repaired |= state.stage;

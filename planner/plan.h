@@ -132,6 +132,7 @@ struct plan_host {
     size_t mem_len; /* a multiple of BLK_IO_MAX, at least one; two where epochs are of P10 */
     u64 length[IMAGE_FILES]; /* out: file lengths after the plan */
     bool repaired;           /* out: a stage has been applied, whatever came after it */
+    bool begun;              /* out: an epoch that is no stage has been applied, if in part */
     bool more;               /* out, of a dry run: other epochs follow, which depend on the first */
 };
 

@@ -37,7 +37,7 @@ static void put64(struct blk_mem *m, u64 off, u64 v)
 
 /* ---- running ---- */
 
-static bool repaired;
+static bool repaired, begun;
 
 static int need(struct plan_host *h, u32 epoch, const struct plan_need *n, struct err *e)
 {
@@ -66,6 +66,7 @@ static int resize(struct blk *b, u64 new_size, size_t work_len, u64 *length, str
     if (!rc)
         rc = plan_resize(&img, &a, &h, e);
     repaired = h.repaired;
+    begun = h.begun;
     *length = h.length[0];
     return rc;
 }
@@ -487,6 +488,8 @@ static void fault_sweep(void)
                 CHECK(repaired || now.flushes > 0);
             if (v.dirty)
                 CHECK(!repaired);
+            if (rc && repaired && !begun)
+                CHECK(!v.dirty && v.size == c.old_size);
             runs++;
             blk_mem_free(&now);
         }
