@@ -13,8 +13,11 @@ const char *const grow_names[] = {"HEADER_ONLY", "L1_IN_PLACE", "L1_GROW", "L1_A
 
 static int need(struct plan_host *h, u32 epoch, const struct plan_need *n, struct err *e)
 {
-    (void)h, (void)epoch, (void)e;
+    static u64 promised; /* by the first epoch, for all of them */
+    (void)h, (void)e;
     assert(n->room);
+    promised = epoch ? promised : max_u64(n->length[0], n->eventual);
+    CHECK(n->length[0] <= promised);
     return 0;
 }
 

@@ -86,13 +86,22 @@ static const struct fill_case cases[] = {
     { "overlay, preallocated", { .cluster_bits = 12, .refcount_order = 4, .size = KI(253) + 512,
         .first = 3, .backing = "b", .backing_format = "raw" }, MI(1), PREALLOC_METADATA,
       KI(384) },
+    { "overlay, last cluster a hole, shared table, refcount table grows", { .cluster_bits = 12,
+        .refcount_order = 6, .size = KI(253) + 512, .first = 3, .snapshots = 1, .rt_clusters = 1,
+        .end_cluster = 512 * 512 - 2, .backing = "b", .backing_format = "raw" }, MI(1),
+      PREALLOC_OFF, KI(384) },
 };
 /* clang-format on */
 enum { CASES = sizeof cases / sizeof cases[0] };
 
+/* The first epoch asks for all that later ones may need, or a refusal would come too late. */
 static int granted(struct plan_host *h, u32 epoch, const struct plan_need *n, struct err *e)
 {
-    (void)h, (void)epoch, (void)n, (void)e;
+    static u64 promised;
+    (void)h, (void)e;
+    if (epoch == 0)
+        promised = max_u64(n->length[0], n->eventual);
+    CHECK(n->length[0] <= promised);
     return 0;
 }
 
@@ -106,7 +115,7 @@ static void make_backing(struct blk_mem *m, u64 size)
         blk_mem_put(m, off, buf, (size_t)min_u64(sizeof buf, size - off));
 }
 
-static int fill_run(struct blk *b, const struct fill_case *c, struct blk_mem *backing, u64 *length,
+static int fill_run(struct blk *b, const struct fill_case *c, struct blk *backing, u64 *length,
                     struct err *e)
 {
     static u8 mem[2][IMAGE_MEM] __attribute__((aligned(4096)));
@@ -119,7 +128,7 @@ static int fill_run(struct blk *b, const struct fill_case *c, struct blk_mem *ba
     int rc = image_open(&img, b, "qcow2", mem[0], e);
     img.scratch = scratch;
     if (!rc && c->backing) {
-        rc = image_open(&under, &backing->blk, "raw", mem[1], e);
+        rc = image_open(&under, backing, "raw", mem[1], e);
         img.backing = &under;
     }
     if (!rc)
@@ -221,7 +230,7 @@ static void each_case(void)
         u64 length;
         test_note("case %u, %s", i, c->name);
         begin(&k, &m, &backing, c);
-        fill_run(&m.blk, c, &backing, &length, &e);
+        fill_run(&m.blk, c, &backing.blk, &length, &e);
         if (CHECK_ERR(&e, OK)) {
             blk_mem_truncate(&m, length);
             const char *bad = wrong(&k, &m, &v);
@@ -247,7 +256,7 @@ static void crash_states(void)
         test_note("crash, case %u, %s", i, cases[i].name);
         begin(&k, &m, &backing, &cases[i]);
         blk_record_init(&r, &m);
-        fill_run(&r.blk, &cases[i], &backing, &length, &e);
+        fill_run(&r.blk, &cases[i], &backing.blk, &length, &e);
         CHECK_ERR(&e, OK);
         blk_record_states(&r, seed + i, 2, judge, &k);
         CHECK(k.states > 3);
@@ -277,7 +286,7 @@ static void fault_sweep(void)
             test_note("case %u, %s; I/O %llu fails", i, cases[i].name, (unsigned long long)n);
             blk_mem_over(&now, &m);
             blk_fault_init(&f, &now.blk, n, true);
-            rc = fill_run(&f.blk, &cases[i], &backing, &length, &e);
+            rc = fill_run(&f.blk, &cases[i], &backing.blk, &length, &e);
             const char *bad = wrong(&k, &now, &v);
             if (!CHECK(!bad))
                 printf("    %s\n", bad);
@@ -292,9 +301,37 @@ static void fault_sweep(void)
     printf("  %llu runs failed half-way\n", (unsigned long long)runs);
 }
 
+/* What the backing file shows in the last cluster cannot be read: that is found out in time. */
+static void backing_that_cannot_be_read(void)
+{
+    unsigned refused = 0;
+    for (unsigned i = 0; i < CASES; i++) {
+        struct blk_mem m, backing;
+        struct blk_fault f;
+        struct crash k;
+        struct err e = {0};
+        u64 length;
+        test_note("case %u, %s; its backing file fails", i, cases[i].name);
+        begin(&k, &m, &backing, &cases[i]);
+        m.writes = m.grows = 0;
+        blk_fault_init(&f, &backing.blk, 1, true);
+        if (fill_run(&m.blk, &cases[i], &f.blk, &length, &e)) {
+            CHECK_ERR(&e, ERR_READ_FAILED);
+            CHECK(!m.writes && !m.grows);
+            refused++;
+        }
+        CHECK(!e.code || f.seen);
+        blk_mem_free(&m);
+        blk_mem_free(&backing);
+    }
+    test_note("%s", "");
+    CHECK_EQ_U64(refused, 5);
+}
+
 int main(void)
 {
     RUN(each_case);
+    RUN(backing_that_cannot_be_read);
     RUN(crash_states);
     RUN(fault_sweep);
     return test_end();
