@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import (TIMEOUT, be32, best_accel, check_status, copy, create, guest_bytes, header,
+from conftest import (TIMEOUT, be32, be64, best_accel, check_status, copy, create, guest_bytes, header,
                       info, launch, patch, qemu_img, qemu_io, run, same_content, sha256)
 
 KI, MI, GI = 1 << 10, 1 << 20, 1 << 30
@@ -219,6 +219,94 @@ def test_a_damaged_backing_file(tmp_path):
     refused(path, "PARSE_FAILED", "not in qcow2 format")
     os.truncate(base, 0)
     refused(path, "PARSE_FAILED", "")
+
+
+# ---- content that cannot be had ----
+
+
+SECRET = ["--object", "secret,id=s,data=x"]
+LUKS = ["encrypt.format=luks", "encrypt.key-secret=s", "encrypt.iter-time=10"]
+
+
+def luks_base(tmp_path, size):
+    base = tmp_path / "base"
+    qemu_img("create", "-q", *SECRET, "-f", "qcow2", *[x for o in LUKS for x in ("-o", o)], base,
+             size)
+    run("qemu-io", *SECRET, "-c", f"write -P 5 0 {size}", "--image-opts",
+        f"driver=qcow2,encrypt.key-secret=s,file.filename={base}", check=True)
+    return base
+
+
+def unknown_autoclear_bit(path):
+    """It is cleared before anything else: a refusal must come before even that."""
+    patch(path, 88, be64(1 << 50))
+    return path
+
+
+def test_an_encrypted_backing_file(accel, tmp_path):
+    """Its data is needed where the disk ends inside a cluster, and only there."""
+    base = luks_base(tmp_path, 2 * MI)
+    digest = sha256(base)
+    inside = unknown_autoclear_bit(overlay(tmp_path / "a.qcow2", MI + KI, "base", "qcow2"))
+    for args in ([], ["--preallocation=full"]):
+        refused(inside, "LUKS_UNSUPPORTED", "encrypted image must be read, which needs its key",
+                *args, accel=accel)
+    aligned = overlay(tmp_path / "b.qcow2", MI, "base", "qcow2")
+    p = launch("resize", "-f", "qcow2", aligned, "4M", accel=accel)
+    assert (p.returncode, p.stderr) == (0, "")
+    extents = json.loads(run("qemu-img", "map", *SECRET, "--output=json", "--image-opts",
+                             f"driver=qcow2,file.filename={aligned},"
+                             "backing.encrypt.key-secret=s", check=True).stdout)
+    assert [(x["start"], x["depth"], x["zero"]) for x in extents][-1] == (MI, 0, True)
+    assert sha256(base) == digest
+
+
+def test_an_encrypted_overlay(accel, tmp_path):
+    """What it would have to copy must be encrypted; zero clusters need no key."""
+    base_file(tmp_path / "base", 2 * MI)
+    path, opts = tmp_path / "a.qcow2", [x for o in LUKS for x in ("-o", o)]
+
+    def make(size, *more):
+        qemu_img("create", "-q", *SECRET, "-f", "qcow2", *opts, "-o", "backing_file=base", "-o",
+                 "backing_fmt=raw", *more, path, size)
+    make(MI + KI)
+    unknown_autoclear_bit(path)
+    refused(path, "LUKS_UNSUPPORTED", "needs the key", accel=accel)
+    make(MI)
+    refused(path, "LUKS_UNSUPPORTED", "needs its key", "--preallocation=metadata", accel=accel)
+    assert launch("resize", "-f", "qcow2", path, "4M", accel=accel).returncode == 0
+    p = run("qemu-io", *SECRET, "-c", "read -P 0x66 0 1M", "-c", "read -P 0 1M 3M", "--image-opts",
+            f"driver=qcow2,encrypt.key-secret=s,file.filename={path}", check=True)
+    assert "failed" not in p.stdout + p.stderr
+
+
+def test_a_backing_file_whose_data_is_elsewhere(accel, tmp_path):
+    base = create(tmp_path / "base", 2 * MI, f"data_file={tmp_path / 'data.raw'}")
+    qemu_io(base, "write -P 5 0 2M")
+    path = unknown_autoclear_bit(overlay(tmp_path / "a.qcow2", MI + KI, "base", "qcow2"))
+    before = {p: sha256(p) for p in tmp_path.iterdir()}
+    refused(path, "EXTERNAL_DATA_FILE", "external data file must be read", accel=accel)
+    assert {p: sha256(p) for p in tmp_path.iterdir()} == before
+    grow(overlay(tmp_path / "b.qcow2", MI, "base", "qcow2"), 4 * MI, accel=accel)
+
+
+@pytest.mark.parametrize("kind", ["zlib", "zstd"])
+def test_a_compressed_cluster_that_is_none(accel, tmp_path, kind):
+    base, raw = tmp_path / "base", tmp_path / "a.raw"
+    raw.write_bytes(b"compressible " * 200000)
+    qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", "-o", f"compression_type={kind}", raw,
+             base)
+    path = overlay(tmp_path / "a.qcow2", MI + KI, "base", "qcow2")
+    grow(copy(path, "b.qcow2"), 4 * MI, accel=accel)
+    l1, = struct.unpack_from(">Q", header(base), 40)
+    l2, = struct.unpack_from(">Q", header(base, l1 + 8), l1)
+    at = (l2 & 0x00FFFFFFFFFFFE00) + MI // 65536 * 8
+    entry, = struct.unpack_from(">Q", header(base, at + 8), at)
+    assert entry >> 62 == 1
+    patch(base, entry & ((1 << 54) - 1), b"\xff" * 64)
+    unknown_autoclear_bit(path)
+    for args in ([], ["--preallocation=falloc"]):
+        refused(path, "OVERLAY_CORRUPT", "cannot be decompressed", *args, accel=accel)
 
 
 def test_deeper_links_are_not_opened_for_nothing(tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import struct
 import subprocess
 import time
 
@@ -311,7 +312,40 @@ def test_old_bytes_do_not_come_back(accel, tmp_path):
     assert check_status(path) == 0
 
 
+@pytest.mark.parametrize("cut", [1, 3, 8, 9, 12, 16])
+@pytest.mark.parametrize("options", [[], ["cluster_size=16k", "extended_l2=on"]],
+                         ids=["default", "extl2"])
+def test_a_file_that_ends_inside_a_table_entry(tmp_path, options, cut):
+    """Whatever follows reads zero to everybody; the entry is written whole when the table is."""
+    path = create(tmp_path / "a.qcow2", 20 * GI, *options)
+    os.truncate(path, os.stat(path).st_size - cut)  # the L1 table's end
+    table = create(tmp_path / "b.qcow2", 20 * MI, *options)
+    qemu_io(table, "write -z 4k 3k" if options else "write -z 64k 64k")  # an L2 table, no data
+    l1, = struct.unpack_from(">Q", header(table), 40)
+    l2, = struct.unpack_from(">Q", header(table, l1 + 8), l1)
+    os.truncate(table, (l2 & 0x00FFFFFFFFFFFE00) + 128 - cut)
+    content = guest_bytes(table, tmp_path)
+    for image, size in ((path, "25G"), (path, "900G"), (table, "24M"), (table, "+512"),
+                        (path, "10G"), (table, "9M")):
+        now = copy(image, "now.qcow2")
+        os.truncate(now, os.stat(image).st_size)
+        p = launch("resize", "-f", "qcow2", "--shrink", now, size)
+        assert (p.returncode, p.stderr) == (0, ""), size
+        assert check_status(now) == 0
+        if image == table:
+            after = guest_bytes(now, tmp_path)
+            assert after[:len(content)] == content[:len(after)] and not after.strip(b"\0")
+
+
 # ---- refusals ----
+
+
+def vmdk_descriptor(tmp_path):
+    """A text file that names the files of a disk: shorter than a sector, and no image itself."""
+    path = tmp_path / "a.vmdk"
+    path.write_bytes(b"# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\n"
+                     b'createType="monolithicFlat"\nRW 2048 FLAT "/etc/passwd" 0\n')
+    return path
 
 
 def bitmap(tmp_path):
@@ -408,6 +442,23 @@ def test_refused(accel, tmp_path, name):
                accel=accel)
     assert p.returncode == 1 and json.loads(p.stdout)["code"] == code
     assert sha256(path) == before
+
+
+@pytest.mark.parametrize("length", [21, 100, 511, None])
+def test_refused_vmdk_descriptor(accel, tmp_path, length):
+    """Shorter than a sector, as such files are: all the same it is not taken for raw."""
+    path = vmdk_descriptor(tmp_path)
+    data = path.read_bytes().ljust(511)[:length] if length else path.read_bytes()
+    path.write_bytes(data)
+    for args in (["+1M"], ["--shrink", "1"], ["--preallocation=full", "+1M"], ["--dry-run", "+1"]):
+        p = launch("resize", "--output=json", *args[:-1], path, args[-1], accel=accel)
+        said = json.loads(p.stdout)
+        assert p.returncode == 1 and said["code"] == "UNSUPPORTED_FORMAT"
+        assert "is a VMDK image: that format is not yet supported" in said["error"]
+        assert path.read_bytes() == data
+    if length == 21:
+        path.write_bytes(data[:20])  # not all of the words: it may be anybody's text
+        assert launch("resize", path, "1k", accel=accel).returncode == 0
 
 
 @pytest.mark.parametrize("name", ["v2-snapshot", "corrupt", "no-shrink", "zero", "unaligned",

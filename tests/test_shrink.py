@@ -432,6 +432,27 @@ def test_060_bad_refcount_blocks(tmp_path, name):
     qemu_io(path, "read -P 1 0 1M", "read -P 0 1M 31M")
 
 
+@pytest.mark.parametrize("entries", [(0, 1), (1, 7), (0, "new")])
+@pytest.mark.parametrize("size", ["100k", "100864"])
+def test_refcount_blocks_that_are_one(tmp_path, entries, size):
+    """Two entries of the refcount table name the same block: what one frees, the other counts."""
+    path = create(tmp_path / "a.qcow2", MI, "cluster_size=512")
+    qemu_io(path, "write -P 1 0 1M")
+    rt, = struct.unpack_from(">Q", header(path), 48)
+    table = tables(path)[2]
+    keep, other = entries
+    other = table.index(0) if other == "new" else other
+    assert table[keep] and (table[other] or entries[1] == "new")
+    patch(path, rt + 8 * other, be64(table[keep]))
+    patch(path, 88, be64(1 << 50))  # not even this is cleared
+    digest, stat = sha256(path), os.stat(path)
+    p = launch("resize", "-f", "qcow2", "--output=json", "--shrink", path, size)
+    assert p.returncode == 1
+    said = json.loads(p.stdout)
+    assert said["code"] == "OVERLAY_CORRUPT" and "Two refcount blocks stand at" in said["error"]
+    assert sha256(path) == digest and os.stat(path).st_mtime_ns == stat.st_mtime_ns
+
+
 @pytest.mark.parametrize("options", [[], ["compat=0.10"], ["cluster_size=512"]])
 def test_042_no_size(tmp_path, options):
     path = create(tmp_path / "a.qcow2", 0, *options)
