@@ -122,6 +122,8 @@ static void show_resize(struct json *j, const instar_ResizeResult *r)
     }
     if (r->rebuilt)
         json_flag(j, "rebuilt", true);
+    if (r->eventual_file_size)
+        json_number(j, "eventual_file_size", r->eventual_file_size);
     json_close(j, '}');
 }
 

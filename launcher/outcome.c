@@ -156,6 +156,14 @@ static bool plausible(const instar_ResizeResult *r, const struct job *job,
             strcmp(r->action, "shrink") == 0);
 }
 
+/* Of a raw image the planner asks for nothing but a length, which a device cannot be given. */
+static bool resizes_device(const instar_Outcome *out, const struct disk *d)
+{
+    const instar_ResizeResult *r = &out->result.resize;
+    return out->which_result == instar_Outcome_resize_tag && d->device &&
+           strcmp(r->target_format, "raw") == 0 && strcmp(r->action, "noop") != 0;
+}
+
 int outcome_check(const instar_Outcome *out, const struct job *job, const struct disk *disks,
                   unsigned count, struct err *e)
 {
@@ -174,7 +182,12 @@ int outcome_check(const instar_Outcome *out, const struct job *job, const struct
          !plausible(&out->result.resize, job, disks, count)))
         return err_set(e, instar_Code_PROTOCOL,
                        "The VM's outcome makes no sense, and is not acted on");
-    for (unsigned i = 0; job->request.dry_run && r == 0 && i < count; i++)
-        r = growth_within_limit(&disks[i], outcome_length(out, &disks[i], i), e);
+    if (r == 0 && resizes_device(out, &disks[0]))
+        return err_set(e, instar_Code_INVALID_NEW_SIZE, "Cannot resize device files");
+    for (unsigned i = 0; job->request.dry_run && r == 0 && i < count; i++) {
+        uint64_t now = outcome_length(out, &disks[i], i);
+        uint64_t then = i == 0 ? out->result.resize.eventual_file_size : 0;
+        r = growth_within_limit(&disks[i], now > then ? now : then, e);
+    }
     return r; /* of a dry run: the Need that would have been refused */
 }

@@ -163,6 +163,7 @@ static int resize(struct op *op, struct images *all, struct plan_host *host, voi
         r->files_after[r->files_after_count++] =
             (instar_FileLength){img->file[i]->slot, host->length[i]};
     r->more = op->request->dry_run && host->more;
+    r->eventual_file_size = op->request->dry_run ? host->eventual : 0;
     return 0;
 }
 

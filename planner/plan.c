@@ -156,10 +156,11 @@ static int plan_run(const struct step *st, struct plan_host *h, struct err *e)
             return rc;
         for (int i = 0; i < st->img->files; i++)
             h->length[i] = check.length[i];
+        check.need.eventual = state.epoch == 0 ? copy.eventual : 0;
         h->more = copy.more;
+        h->eventual = check.need.eventual;
         if (h->dry_run)
             return 0;
-        check.need.eventual = state.epoch == 0 ? copy.eventual : 0;
         check.need.room |= check.need.eventual > st->img->file[0]->size;
         check.need.undo = check.undo.cnt;
         if (check.need.undo && (rc = undo_show(&check.undo, h, e)))

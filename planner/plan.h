@@ -134,6 +134,7 @@ struct plan_host {
     bool repaired;           /* out: a stage has been applied, whatever came after it */
     bool begun;              /* out: an epoch that is no stage has been applied, if in part */
     bool more;               /* out, of a dry run: other epochs follow, which depend on the first */
+    u64 eventual;            /* out, of a dry run: plan_need.eventual */
 };
 
 /* Runs each epoch twice from the same state: into the check sink, which proves it legal and adds up

@@ -131,6 +131,9 @@ def test_refusals(tmp_path):
     for words in ([], ["--dry-run"]):
         p = run(LAUNCH, "resize", image, "+5T", "--max-growth=1k", *words)
         assert p.returncode == 1 and "--max-growth=" in p.stderr
+        # also where only later epochs would ask
+        p = run(LAUNCH, "resize", image, "+1M", "--max-growth=100k", "--preallocation=full", *words)
+        assert p.returncode == 1 and "--max-growth=" in p.stderr
     assert "unrecognized option '--dry-run'" in run(LAUNCH, "info", "--dry-run", image).stderr
     assert state(image) == before
 

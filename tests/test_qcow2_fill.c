@@ -325,7 +325,7 @@ static void backing_that_cannot_be_read(void)
         blk_mem_free(&backing);
     }
     test_note("%s", "");
-    CHECK_EQ_U64(refused, 5);
+    CHECK_EQ_U64(refused, 7);
 }
 
 int main(void)
