@@ -35,12 +35,17 @@ static bool right_kind(mode_t mode)
  * for sectors of 512 bytes, up to which QEMU fills the file up with zeros. */
 static int measure(struct disk *d, unsigned sector, struct err *e)
 {
-    int own = 512;
+    int own = 512, read_only = 0;
     d->device = S_ISBLK(d->before.st_mode);
     d->length = (uint64_t)d->before.st_size;
     if (d->device &&
         (ioctl(d->fd, BLKGETSIZE64, &d->length) < 0 || ioctl(d->fd, BLKSSZGET, &own) < 0))
         return cannot_open(d, errno, e);
+    /* Such a device can be opened for writing all the same, and fails later. */
+    if (d->device && d->writable && ioctl(d->fd, BLKROGET, &read_only) == 0 && read_only)
+        return err_set(e, instar_Code_READ_FAILED,
+                       "Could not open '%s': The device is not writable: Permission denied",
+                       d->name);
     d->sector = sector ? sector : (unsigned)own;
     if (d->sector > 512 && d->length % d->sector)
         return err_set(e, instar_Code_INVALID_OPTION,
