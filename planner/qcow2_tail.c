@@ -57,6 +57,7 @@ static int look_at_rest(struct image *img, struct qcow2_tail *t, struct err *e)
         if ((rc = qcow2_look(img, voff, &x, e)))
             break;
         t->zero |= x.kind == EXTENT_DATA && x.off < t->file_size[x.slot];
+        t->beyond |= x.kind == EXTENT_DATA && x.slot == 0 && x.off >= t->file_size[0];
         t->copy_data |= x.kind == EXTENT_PACKED;
         if (x.kind == EXTENT_PACKED)
             t->packed = x;
@@ -126,6 +127,9 @@ static int decide(struct image *img, struct qcow2_tail *t, struct err *e)
 {
     const struct qcow2 *q = &img->u.qcow2;
     u64 l2_count, count, data = t->entry & QCOW2_OFFSET_MASK;
+    int rc = t->beyond ? count_of(img, data, &count, e) : 0; /* or something new would stand there */
+    if (rc)
+        return rc;
     if (!t->zero && !t->copy_data && !t->stale_end && !t->own_l2)
         return 0;
     if (q->crypt_method && (t->zero || t->copy_data || t->show))
@@ -133,7 +137,7 @@ static int decide(struct image *img, struct qcow2_tail *t, struct err *e)
                     "The disk's old or new end lies inside an encrypted cluster, and zeroing its "
                     "rest needs the key (for a shrink, choose a multiple of {val})",
                     t->size, img->unit);
-    int rc = count_of(img, t->l2, &l2_count, e);
+    rc = count_of(img, t->l2, &l2_count, e);
     if (!rc)
         rc = check_copied(img, t->l2, l2_count, t->l2_copied, e);
     bool written = (t->zero || t->show) && !qcow2_has_data_file(q); /* in this file, if at all */
@@ -151,6 +155,8 @@ static int decide(struct image *img, struct qcow2_tail *t, struct err *e)
         if (t->copy_data)
             t->free[t->frees++] = (struct cluster_run){from, cnt};
     }
+    if (!rc && (t->l2 >> q->cluster_bits) - from < cnt)
+        rc = FAIL(e, ERR_OVERLAY_CORRUPT, "The L2 table at {val} maps itself", t->size, t->l2);
     if (!rc)
         rc = check_no_block(img, t, from, cnt, e);
     if (t->copy_l2)

@@ -22,6 +22,7 @@ struct qcow2_tail {
     u64 in;                     /* bytes of the last cluster before the end; 0: all */
     u64 entry, bitmap;          /* the last cluster's, if in != 0 */
     bool zero;                  /* its rest must be zeroed, in place */
+    bool beyond;                /* it reads zero because the file is too short */
     bool copy_data, copy_l2;    /* these are replaced first */
     bool whole;                 /* copies are whole: what is past the end can still be seen */
     bool own_l2;                /* the table will be written: it must not be shared */

@@ -114,6 +114,29 @@ static void known_classes(void)
     }
 }
 
+/* The last cluster is what it must not be, and its rest would be zeroed, or show what comes to stand
+ * there. */
+static void last_cluster_elsewhere(void)
+{
+    static const char *const where[] = {"its own L2 table", "past the end, not counted",
+                                        "past the end, counted"};
+    for (unsigned i = 0; i < 3; i++) {
+        struct blk_mem m;
+        struct made made;
+        struct make p = shape;
+        p.size += 512;
+        p.above_eof = i == 2;
+        test_note("the last cluster is %s", where[i]);
+        qcow2_make(&m, &p, &made);
+        u64 at = made.last_l2 + (p.size >> 12) % 512 * 8;
+        CHECK(get64(&m, at) & (1ull << 63));
+        put64(&m, at, (i ? made.clusters << 12 : made.last_l2) | 1ull << 63);
+        CHECK_EQ_U64(attack(&m, 3ull << 30),
+                     i == 2 ? OK : i ? ERR_INCONSISTENT : ERR_OVERLAY_CORRUPT);
+        blk_mem_free(&m);
+    }
+}
+
 /* All that lies past the end of the file is counted: neither an endless search nor a fault. */
 static void counted_past_the_end(void)
 {
@@ -248,6 +271,7 @@ static void by_chance(void)
 int main(void)
 {
     RUN(known_classes);
+    RUN(last_cluster_elsewhere);
     RUN(counted_past_the_end);
     RUN(huge_files);
     RUN(by_chance);
