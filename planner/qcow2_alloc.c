@@ -6,10 +6,7 @@
 #include "qcow2_alloc.h"
 #include "qcow2_header.h"
 
-enum {
-    SKIP_MAX = 256 << 20, /* bytes of counted clusters past the end that are stepped over */
-    RELEASE_MAX = 6,      /* runs that one epoch gives back */
-};
+enum { RELEASE_MAX = 6 /* runs that one epoch gives back */ };
 
 static bool exists(const struct qcow2_alloc_in *in, u64 i)
 {
@@ -139,7 +136,7 @@ static int step_over(struct image *img, u64 clusters, struct qcow2_alloc *out, s
         if (found == out->end)
             return 0;
         in.first_free = found + 1;
-        if ((in.first_free - start) * img->unit > SKIP_MAX)
+        if ((in.first_free - start) * img->unit > QCOW2_SKIP_MAX)
             return FAIL(e, ERR_INCONSISTENT,
                         "Clusters past the end of the file are marked as in use; run "
                         "'qemu-img check -r all' on the image",
@@ -165,7 +162,7 @@ int qcow2_alloc_place(struct image *img, u64 clusters, const struct cluster_run 
     return check_blocks(img, run, n + 1, e);
 }
 
-u64 qcow2_alloc_eventual(const struct image *img, const struct qcow2_alloc *a)
+u64 qcow2_alloc_moved_end(const struct image *img, const struct qcow2_alloc *a)
 {
     return (a->end + a->payload.cnt + a->refblocks.cnt + 1) * img->unit;
 }

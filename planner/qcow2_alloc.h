@@ -13,6 +13,9 @@
  * largest thing that is allocated is an L1 table (32 MiB) with a refcount table (8 MiB). */
 enum { QCOW2_ALLOC_BLOCKS = 2048 };
 
+/* Bytes of clusters, counted past the end of the file, that are stepped over. */
+enum { QCOW2_SKIP_MAX = 256 << 20 };
+
 struct qcow2_alloc_in {
     u32 cluster_bits, refcount_order, refcount_table_clusters;
     u64 first_free;   /* cluster index: nothing is in use from here on */
@@ -38,7 +41,7 @@ int qcow2_alloc_place(struct image *img, u64 clusters, const struct cluster_run 
 
 /* The most bytes that the file comes to if the refcount table of `a` moves first, and then what `a`
  * places is placed once more. */
-u64 qcow2_alloc_eventual(const struct image *img, const struct qcow2_alloc *a);
+u64 qcow2_alloc_moved_end(const struct image *img, const struct qcow2_alloc *a);
 
 /* Emits the counts of all new clusters and, if there is one, the new refcount table; then a
  * barrier; then the entries of new blocks in the old table if it stays, and a barrier. Whatever

@@ -6,6 +6,7 @@
  * after. Source: docs/interop/qcow2.txt, "Cluster mapping".
  */
 #include "qcow2_fill.h"
+#include "qcow2_drop.h"
 
 enum {
     BATCH_CLUSTERS = 32768, /* data clusters of an epoch, about; at least one table's */
@@ -172,4 +173,58 @@ u64 qcow2_fill_eventual(const struct image *img, enum qcow2_fill_kind kind, u64 
     if (table > q->refcount_table_clusters)
         n += 3 * table;
     return round_up(size, img->unit) + (n + blocks) * img->unit;
+}
+
+/* The refcount blocks that count [first, end) must be sound; *after: behind the last cluster of it
+ * that has a count, or first. */
+static int last_counted(struct image *img, u64 first, u64 end, u64 *after, struct err *e)
+{
+    const struct qcow2 *q = &img->u.qcow2;
+    u32 bits = qcow2_refblock_bits(q);
+    u64 blocks = min_u64(qcow2_reftable_entries(q), ((end - 1) >> bits) + 1);
+    *after = first;
+    for (u64 b = first >> bits; b < blocks; b++) {
+        u64 off, count;
+        int rc = qcow2_refblock_sound(img, b, &off, e);
+        for (u64 i = max_u64(first, b << bits); !rc && off && i < min_u64(end, (b + 1) << bits);
+             i++)
+            if (!(rc = qcow2_refcount_get(img, i, &count, e)) && count)
+                *after = i + 1;
+        if (rc)
+            return rc;
+    }
+    return 0;
+}
+
+int qcow2_fill_foresee(struct image *img, const struct qcow2_fill_args *a, u64 voff, void *work,
+                       size_t len, u64 *size, u64 *eventual, struct err *e)
+{
+    const struct qcow2 *q = &img->u.qcow2;
+    u64 start = div_up(*size, img->unit), from = start, after = start;
+    struct qcow2_drop d;
+    qcow2_drop_init(img, &d, work, len, true);
+    int rc = qcow2_drop_spare_blocks(img, &d, e); /* each in its place, and no two in one */
+    if (rc)
+        return rc;
+    do {
+        from = after;
+        *eventual = qcow2_fill_eventual(img, a->kind, from * img->unit, voff, a->end);
+        u64 last = *eventual / img->unit;
+        if (*eventual > QCOW2_MAX_OFFSET ||
+            last >> qcow2_refblock_bits(q) >= QCOW2_MAX_REFTABLE_BYTES / 8)
+            return FAIL(e, ERR_REFCOUNT_EXHAUSTED,
+                        "The refcount table cannot count a file of {val} clusters; a larger "
+                        "cluster size is needed",
+                        0, last);
+        if ((rc = last_counted(img, from, last, &after, e)))
+            return rc;
+        if ((after - start) * img->unit > QCOW2_SKIP_MAX)
+            return FAIL(e, ERR_INCONSISTENT,
+                        "Clusters past the end of the file are marked as in use; run 'qemu-img "
+                        "check -r all' on the image",
+                        0, after * img->unit);
+    } while (after > from);
+    if (from > start)
+        *size = from * img->unit;
+    return 0;
 }

@@ -18,11 +18,11 @@ enum qcow2_fill_kind {
 /* What the fill serves; the same in every epoch. */
 struct qcow2_fill_args {
     enum qcow2_fill_kind kind;
-    u64 end;       /* of the new disk */
+    u64 end;                          /* of the new disk */
     enum preallocation preallocation; /* FALLOC, FULL: the host allocates the data clusters */
-    u8 *work;      /* QCOW2_FILL_WORK bytes */
+    u8 *work;                         /* QCOW2_FILL_WORK bytes */
     const u8 *head; /* content of the first cluster of all, which becomes a data cluster, in an */
-    u64 head_at;   /* epoch that begins at voff head_at: the rest of a unit is zero; NULL: none */
+    u64 head_at;    /* epoch that begins at voff head_at: the rest of a unit is zero; NULL: none */
     u64 head_len;
 };
 
@@ -38,5 +38,11 @@ int qcow2_fill_step(struct image *img, const struct qcow2_fill_args *a, u64 *vof
 /* The most bytes that a file of `size` bytes may come to by mapping [voff, end). */
 u64 qcow2_fill_eventual(const struct image *img, enum qcow2_fill_kind kind, u64 size, u64 voff,
                         u64 end);
+/* Before the first epoch: refuses what would stop a later one, for the file will be changed by
+ * then. *size: what the file is long before the fill; it is raised past clusters that are counted
+ * already where the fill is to allocate. *eventual: the most bytes that the file may come to by
+ * mapping [voff, a->end). Works in work[len], PLAN_WORK bytes. */
+int qcow2_fill_foresee(struct image *img, const struct qcow2_fill_args *a, u64 voff, void *work,
+                       size_t len, u64 *size, u64 *eventual, struct err *e);
 
 #endif

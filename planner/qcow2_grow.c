@@ -66,6 +66,7 @@ struct grow {
     struct qcow2_tail tail;
     struct cluster_run free[2 + QCOW2_TAIL_CLUSTERS];
     unsigned frees;
+    u64 room;   /* a fill needs the file to be as long as this before it begins */
     bool wrote; /* something precedes the commit that must be durable first */
 };
 
@@ -160,7 +161,8 @@ static int new_l1(struct grow *g, struct err *e)
 /* The file becomes long enough for all that is written, and ends at a cluster. */
 static int lengthen(struct grow *g, struct err *e)
 {
-    u64 want = g->plan.alloc.end * g->cluster;
+    u64 want =
+        max_u64(g->plan.alloc.end * g->cluster, g->room > g->img->file[0]->size ? g->room : 0);
     if (g->plan.l1_size > g->q->l1_size && !g->plan.l1_clusters)
         want = max_u64(want, g->q->l1_table_offset + g->plan.l1_size * 8ull);
     if (g->img->file[0]->size % g->q->l2_entry_size) /* it ends inside a table entry */
@@ -249,9 +251,12 @@ int qcow2_grow_eventual(const struct image *img, const struct resize_args *a, u6
 {
     const struct qcow2 *q = &img->u.qcow2;
     const u8 none[QCOW2_ALLOC_BLOCKS / 8] = {0};
-    struct qcow2_grow_in in = {{q->cluster_bits, q->refcount_order, q->refcount_table_clusters,
-                                clusters, none},
-                               q->l2_bits, q->l1_size, a->new_size, QCOW2_TAIL_CLUSTERS};
+    struct qcow2_grow_in in = {
+        {q->cluster_bits, q->refcount_order, q->refcount_table_clusters, clusters, none},
+        q->l2_bits,
+        q->l1_size,
+        a->new_size,
+        QCOW2_TAIL_CLUSTERS};
     struct qcow2_grow g;
     int rc = qcow2_grow_query(&in, &g, e);
     if (rc)
@@ -322,7 +327,12 @@ static int begin_fill(struct grow *g, const struct resize_args *a, struct plan_s
         return FAIL(e, ERR_LUKS_UNSUPPORTED,
                     "Growing this encrypted overlay must write data, which needs the key", size, 0);
     /* What cannot be read is refused now, not after an epoch has been applied. */
-    return shows ? chain_read(g->img, last, a->work, size - last, e) : 0;
+    rc = shows ? chain_read(g->img, last, a->work, size - last, e) : 0;
+    struct qcow2_fill_args f = {g->fill, g->new_size, a->preallocation, a->work};
+    g->room = max_u64(g->img->file[0]->size, g->plan.alloc.end * g->cluster);
+    return rc ? rc
+              : qcow2_fill_foresee(g->img, &f, state->v[V_VOFF], a->work, a->work_len, &g->room,
+                                   &state->eventual, e);
 }
 
 int qcow2_plan_grow(struct image *img, const struct resize_args *a, struct plan_state *state,
@@ -335,20 +345,18 @@ int qcow2_plan_grow(struct image *img, const struct resize_args *a, struct plan_
     if ((rc = place(&g, e)))
         return rc;
     bool move_reftable = g.plan.alloc.reftable.cnt && qcow2_tail_clusters(&g.tail);
-    u64 most = move_reftable ? qcow2_alloc_eventual(img, &g.plan.alloc)
-                             : max_u64(img->file[0]->size, g.plan.alloc.end * g.cluster);
-    if (g.fill)
-        state->eventual =
-            qcow2_fill_eventual(img, g.fill, most, round_down(img->size, g.cluster), a->new_size);
-    else if (move_reftable)
-        state->eventual = most;
-    if (g.fill && (rc = begin_fill(&g, a, state, e)))
+    struct plan_state next = *state;
+    if (g.fill && (rc = begin_fill(&g, a, &next, e)))
         return rc;
     if (move_reftable) {
+        u64 most = qcow2_alloc_moved_end(img, &g.plan.alloc);
         state->more = true;
-        state->v[V_PHASE] = PHASE_START;
+        state->eventual = g.fill ? qcow2_fill_eventual(img, g.fill, max_u64(most, g.room),
+                                                       next.v[V_VOFF], a->new_size)
+                                 : most;
         return qcow2_alloc_move_reftable(img, &g.plan.alloc, s, e);
     }
+    *state = next;
     if ((rc = prepare(&g, a->work, e)) || (rc = commit(&g, g.fill ? img->size : g.new_size, e)))
         return rc;
     return give_back(&g, e);

@@ -40,7 +40,7 @@ static int unshare(struct shrink *k, struct qcow2_tail *t, u64 *eventual, struct
     int rc = qcow2_alloc_place(img, qcow2_tail_clusters(t), t->free, t->frees, &a, e);
     if (rc)
         return rc;
-    *eventual = qcow2_alloc_eventual(img, &a);
+    *eventual = qcow2_alloc_moved_end(img, &a);
     if (a.reftable.cnt)
         return qcow2_alloc_move_reftable(img, &a, k->s, e);
     qcow2_tail_place(img, t, a.payload.first);

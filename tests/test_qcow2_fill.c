@@ -328,10 +328,57 @@ static void backing_that_cannot_be_read(void)
     CHECK_EQ_U64(refused, 7);
 }
 
+/* Of what only later epochs would come to, the first one must know: entries of the refcount table,
+ * and clusters that are counted where the file does not reach yet. */
+static void what_later_epochs_would_meet(void)
+{
+    static const struct {
+        const char *name;
+        u64 entry; /* of the refcount table, or the mask of what is counted past the end */
+        enum err_code code;
+    } bad[] = {
+        { "reserved bits", 0x201, ERR_OVERLAY_CORRUPT },
+        { "misplaced", 1ull << 40, ERR_OVERLAY_CORRUPT },
+        { "the first block once more", 0, ERR_OVERLAY_CORRUPT },
+        { "not counted", 300 * 512, ERR_INCONSISTENT },
+        { "clusters counted", 0x30005a5, OK },
+    };
+    for (unsigned i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        struct fill_case c = { bad[i].name, { .cluster_bits = 9, .refcount_order = 4,
+            .size = KI(99) + 512, .first = 9, .rt_clusters = 1, .pad_clusters = 290 }, MI(4),
+            PREALLOC_METADATA, 0 };
+        struct blk_mem m, backing;
+        struct made made;
+        struct verdict v;
+        struct err e = {0};
+        u64 length;
+        u8 entry[8];
+        test_note("refcount blocks: %s", bad[i].name);
+        c.p.above_eof = bad[i].code ? 0 : bad[i].entry;
+        qcow2_make(&m, &c.p, &made);
+        make_backing(&backing, 512);
+        blk_mem_get(&m, made.rt_offset, entry, 8);
+        if (bad[i].entry)
+            put_be64(entry, bad[i].entry);
+        if (bad[i].code)
+            blk_mem_put(&m, made.rt_offset + 20 * 8, entry, 8);
+        m.writes = m.grows = 0;
+        fill_run(&m.blk, &c, &backing.blk, &length, &e);
+        CHECK_ERR(&e, bad[i].code);
+        CHECK(!e.code || (!m.writes && !m.grows));
+        qcow2_judge_mem(&m, 0, c.p.size, c.new_size, &v);
+        CHECK(e.code || (v.size == c.new_size && !v.corruptions && v.zero));
+        blk_mem_free(&m);
+        blk_mem_free(&backing);
+    }
+    test_note("%s", "");
+}
+
 int main(void)
 {
     RUN(each_case);
     RUN(backing_that_cannot_be_read);
+    RUN(what_later_epochs_would_meet);
     RUN(crash_states);
     RUN(fault_sweep);
     return test_end();
