@@ -44,25 +44,35 @@ static size_t fill(struct blk_mem *m, const u8 *p, u64 *left)
     return FILL_LEN;
 }
 
-bool fuzz_decode(const u8 *in, size_t size, struct fuzz_head *h, struct blk_mem *m)
+bool fuzz_decode(const u8 *in, size_t size, struct fuzz_head *h, struct blk_mem *m,
+                 struct blk_mem *under)
 {
     u64 left = FUZZ_FILL_MAX;
+    size_t at = FUZZ_HEAD;
     if (size < FUZZ_HEAD)
         return false;
-    *h = (struct fuzz_head){ le(in, 8) & INT64_MAX, le(in + 8, 8) & INT64_MAX, in[16] };
+    *h = (struct fuzz_head){ le(in, 8) & INT64_MAX, le(in + 8, 8) & INT64_MAX, in[16], 0 };
+    if (h->flags & FUZZ_UNDER) {
+        if (size < FUZZ_HEAD + 8)
+            return false;
+        h->under = le(in + FUZZ_HEAD, 8) & INT64_MAX;
+        at += 8;
+    }
     blk_mem_init(m, h->length, h->flags & FUZZ_SECTOR_4096 ? 4096 : 512);
-    for (size_t at = FUZZ_HEAD; at < size;) {
+    blk_mem_init(under, h->under, h->flags & FUZZ_SECTOR_4096 ? 4096 : 512);
+    while (at < size) {
         size_t room = size - at;
+        struct blk_mem *to = in[at] & 2 && h->flags & FUZZ_UNDER ? under : m;
         if (in[at] & 1) {
             if (room < FILL_LEN)
                 break;
-            at += fill(m, in + at, &left);
+            at += fill(to, in + at, &left);
             continue;
         }
         if (room < PUT_HEAD)
             break;
         size_t len = (size_t)min_u64(in[at + 7], room - PUT_HEAD);
-        put_clipped(m, le(in + at + 1, 6), in + at + PUT_HEAD, len);
+        put_clipped(to, le(in + at + 1, 6), in + at + PUT_HEAD, len);
         at += PUT_HEAD + len;
     }
     return true;
@@ -70,18 +80,22 @@ bool fuzz_decode(const u8 *in, size_t size, struct fuzz_head *h, struct blk_mem 
 
 /* ---- coding ---- */
 
-void fuzz_put_head(u8 *out, const struct fuzz_head *h)
+size_t fuzz_put_head(u8 *out, const struct fuzz_head *h)
 {
     put_le(out, 8, h->new_size);
     put_le(out + 8, 8, h->length);
     out[16] = h->flags;
+    if (h->flags & FUZZ_UNDER)
+        put_le(out + FUZZ_HEAD, 8, h->under);
+    return FUZZ_HEAD + (h->flags & FUZZ_UNDER ? 8 : 0);
 }
 
-size_t fuzz_append(u8 *out, size_t size, size_t max, u64 off, const u8 *bytes, size_t len)
+size_t fuzz_append(u8 *out, size_t size, size_t max, bool under, u64 off, const u8 *bytes,
+                   size_t len)
 {
     if (size + PUT_HEAD + len > max || len > 255 || off >> 48)
         return size;
-    out[size] = 0;
+    out[size] = under ? 2 : 0;
     put_le(out + size + 1, 6, off);
     out[size + 7] = (u8)len;
     memcpy(out + size + PUT_HEAD, bytes, len);
@@ -127,14 +141,14 @@ struct coder {
     const struct blk_mem *m;
     u8 *out;
     size_t size, max;
-    bool full;
+    bool full, under;
 };
 
 static void append(struct coder *c, u64 off, size_t len)
 {
     u8 b[255];
     blk_mem_get(c->m, off, b, len);
-    size_t size = fuzz_append(c->out, c->size, c->max, off, b, len);
+    size_t size = fuzz_append(c->out, c->size, c->max, c->under, off, b, len);
     c->full |= size == c->size;
     c->size = size;
 }
@@ -146,7 +160,7 @@ static void append_fill(struct coder *c, u64 off, u64 cnt, u64 step)
         return;
     }
     u8 *p = c->out + c->size;
-    p[0] = 1;
+    p[0] = c->under ? 3 : 1;
     put_le(p + 1, 6, off);
     put_le(p + 7, 2, cnt);
     put_le(p + 9, 8, word(c->m, off));
@@ -184,18 +198,29 @@ static void encode_page(struct coder *c, u64 page)
     }
 }
 
-size_t fuzz_encode(const struct blk_mem *m, u64 new_size, u8 flags, u8 *out, size_t max)
+static void encode_disk(struct coder *c, const struct blk_mem *m)
 {
-    struct coder c = { m, out, FUZZ_HEAD, max, false };
     u64 *pages = malloc((m->pages + 1) * sizeof(*pages));
     size_t cnt = 0;
+    c->m = m;
     for (size_t i = 0; i < m->slots_cnt; i++)
         if (m->slots[i].page && m->slots[i].data)
             pages[cnt++] = m->slots[i].page - 1;
     qsort(pages, cnt, sizeof(*pages), by_number);
-    fuzz_put_head(out, &(struct fuzz_head){ new_size, m->length, flags });
-    for (size_t i = 0; i < cnt && !c.full; i++)
-        encode_page(&c, pages[i] * MEM_PAGE);
+    for (size_t i = 0; i < cnt && !c->full; i++)
+        encode_page(c, pages[i] * MEM_PAGE);
     free(pages);
+}
+
+size_t fuzz_encode(const struct blk_mem *m, const struct blk_mem *under, u64 new_size, u8 flags,
+                   u8 *out, size_t max)
+{
+    struct fuzz_head h = { new_size, m->length, flags, under ? under->length : 0 };
+    struct coder c = { .out = out, .size = fuzz_put_head(out, &h), .max = max };
+    encode_disk(&c, m);
+    if (under) {
+        c.under = true;
+        encode_disk(&c, under);
+    }
     return c.full ? 0 : c.size;
 }

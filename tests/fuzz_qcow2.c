@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * The qcow2 fuzz target, for libFuzzer or for the replaying main in fuzz_main.c: input bytes become
- * a sparse image and a request (fuzz_input.h), which go through a trial (fuzz_trial.h). The mutator
+ * a sparse image, perhaps with one below it, and a request to grow, with or without preallocation,
+ * or to shrink (fuzz_input.h), which go through a trial (fuzz_trial.h). The mutator
  * knows where an image's metadata stands and what is evil there (fuzz_evil.h), so that most of what
  * it makes gets past the header.
  *
@@ -28,7 +29,7 @@ static void canary(const struct trial *t)
 }
 #endif
 
-/* With INSTAR_VERBOSE set: what became of it. (With INSTAR_SAVE=path the image is a file there.) */
+/* With INSTAR_VERBOSE set: what became of it. */
 static void tell(const struct trial *t)
 {
     if (getenv("INSTAR_VERBOSE"))
@@ -37,17 +38,31 @@ static void tell(const struct trial *t)
                 t->sound ? "; sound before" : "", (unsigned long long)t->requests);
 }
 
+/* With INSTAR_SAVE set: the images as files, there and with ".under" behind it. */
+static void save(const struct blk_mem *m, const struct blk_mem *under)
+{
+    const char *path = getenv("INSTAR_SAVE");
+    char name[1024];
+    if (!path)
+        return;
+    blk_mem_save(m, path);
+    snprintf(name, sizeof(name), "%s.under", path);
+    if (under->length)
+        blk_mem_save(under, name);
+}
+
 int LLVMFuzzerTestOneInput(const u8 *data, size_t size)
 {
     struct fuzz_head h;
-    struct blk_mem m;
-    if (!fuzz_decode(data, size, &h, &m))
+    struct blk_mem m, under;
+    if (!fuzz_decode(data, size, &h, &m, &under))
         return 0;
     struct trial t = { .image = &m, .new_size = h.new_size, .extents = EXTENTS,
                        .no_scratch = h.flags & FUZZ_NO_SCRATCH,
-                       .shrink = true };
-    if (getenv("INSTAR_SAVE"))
-        blk_mem_save(&m, getenv("INSTAR_SAVE"));
+                       .how = (enum preallocation)(h.flags >> FUZZ_HOW_SHIFT & 3),
+                       .under = h.flags & FUZZ_UNDER ? &under : NULL,
+                       .under_format = h.flags & FUZZ_UNDER_RAW ? "raw" : "qcow2" };
+    save(&m, &under);
     bool ok = trial_run(&t);
     tell(&t);
     if (!ok) {
@@ -59,6 +74,7 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t size)
     canary(&t);
 #endif
     blk_mem_free(&m);
+    blk_mem_free(&under);
     return 0;
 }
 
@@ -71,7 +87,7 @@ static u64 some_size(const struct layout *l, u64 *rng)
     u64 reach = l->cs * l->l2_entries;
     u64 unit[] = { 512, l->cs, reach, reach * (l->cs / 8), reach << 12, reach << 22 };
     u64 by = unit[rnd_below(rng, 6)] * rnd_below(rng, 6), size = l->size + by;
-    if (getenv("INSTAR_SHRINK") && rnd_below(rng, 2))
+    if (rnd_below(rng, 3) == 0)
         return round_down(by < l->size ? l->size - by : rnd_below(rng, l->size | 1), 512);
     return rnd_below(rng, 20) ? round_up(size, 512) & INT64_MAX : rnd(rng) >> rnd_below(rng, 64);
 }
@@ -115,27 +131,32 @@ static u64 some_value(const struct blk_mem *m, const struct layout *l, const str
 static size_t mutate_once(u8 *data, size_t size, size_t max, u64 *rng)
 {
     struct fuzz_head h;
-    struct blk_mem m;
+    struct blk_mem disk[2];
     struct layout l;
-    if (!fuzz_decode(data, size, &h, &m))
+    if (!fuzz_decode(data, size, &h, &disk[0], &disk[1]))
         return size;
-    if (layout_read(&m, &l)) {
+    bool under = h.flags & FUZZ_UNDER && rnd_below(rng, 3) == 0;
+    const struct blk_mem *m = &disk[under];
+    if (layout_read(m, &l)) {
         struct spot spots[SPOTS_MAX];
-        unsigned header, cnt = layout_spots(&m, &l, spots, &header);
-        u64 what = rnd_below(rng, 10);
+        unsigned header, cnt = layout_spots(m, &l, spots, &header);
+        u64 what = rnd_below(rng, 12);
         if (what == 0)
             h.new_size = some_size(&l, rng);
         else if (what == 1)
-            h.length = some_length(&l, rng);
+            *(under ? &h.under : &h.length) = some_length(&l, rng);
+        else if (what == 2)
+            h.flags ^= (u8)(1u << rnd_below(rng, 4)); /* the sector, a decoder, preallocation */
         fuzz_put_head(data, &h);
-        if (what > 1 && cnt) {
+        if (what > 2 && cnt) {
             u8 b[8];
-            const struct spot *s = &spots[rnd_below(rng, what < 4 && header ? header : cnt)];
-            spot_bytes(s->bytes, some_value(&m, &l, s, rng), b);
-            size = fuzz_append(data, size, max, s->off, b, s->bytes);
+            const struct spot *s = &spots[rnd_below(rng, what < 5 && header ? header : cnt)];
+            spot_bytes(s->bytes, some_value(m, &l, s, rng), b);
+            size = fuzz_append(data, size, max, under, s->off, b, s->bytes);
         }
     }
-    blk_mem_free(&m);
+    blk_mem_free(&disk[0]);
+    blk_mem_free(&disk[1]);
     return size;
 }
 

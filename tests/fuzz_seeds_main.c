@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Writes the fuzz target's seeds into a directory: the grow tests' shapes, and images that are
- * hostile by themselves and too large for a mutator to find. Each must fit into an input and hold
+ * Writes the fuzz target's seeds into a directory: the grow tests' shapes, shrinks, preallocation and
+ * overlays, and images that are hostile by themselves and too large for a mutator to find. Each must fit into an input and hold
  * what its name says.
  */
 #include "fuzz_input.h"
@@ -14,19 +14,22 @@ static const char *dir;
 static unsigned written, skipped;
 static u64 bytes;
 
-static void write_seed(const struct blk_mem *m, u64 new_size, u8 flags, const char *name)
+static void write_pair(const struct blk_mem *m, const struct blk_mem *under, u64 new_size, u8 flags,
+                       const char *name)
 {
     static u8 out[FUZZ_INPUT_MAX];
     char path[1024];
-    size_t size = fuzz_encode(m, new_size, flags, out, sizeof(out));
+    size_t size = fuzz_encode(m, under, new_size, flags, out, sizeof(out));
     struct fuzz_head h;
-    struct blk_mem copy;
+    struct blk_mem copy, below;
     if (!size) {
         skipped++;
         return;
     }
-    assert(fuzz_decode(out, size, &h, &copy) && h.length == m->length && h.new_size == new_size);
+    assert(fuzz_decode(out, size, &h, &copy, &below) && h.length == m->length &&
+           h.new_size == new_size && h.under == (under ? under->length : 0));
     blk_mem_free(&copy);
+    blk_mem_free(&below);
     snprintf(path, sizeof(path), "%s/%s", dir, name);
     FILE *f = fopen(path, "wb");
     if (!f || fwrite(out, 1, size, f) != size || fclose(f)) {
@@ -35,6 +38,11 @@ static void write_seed(const struct blk_mem *m, u64 new_size, u8 flags, const ch
     }
     bytes += size;
     written++;
+}
+
+static void write_seed(const struct blk_mem *m, u64 new_size, u8 flags, const char *name)
+{
+    write_pair(m, NULL, new_size, flags, name);
 }
 
 /* "L1 moves, 4 KiB" -> "07-l1-moves-4-kib" */
@@ -106,6 +114,110 @@ static void of_our_own(void)
     }
 }
 
+/* Shrinks and preallocation, of which the grow cases know nothing: some shapes, each in every way.
+ * The preallocated growth is small, so that a trial may do it. */
+static void in_other_ways(void)
+{
+    static const struct {
+        const char *name;
+        struct make p;
+        u64 less, more;
+    } own[] = {
+        { "64k", { .refcount_order = 4, .size = (3 << 20) + 512, .first = 4, .last = true }, 70144,
+          5 << 20 },
+        { "512", { .cluster_bits = 9, .refcount_order = 4, .size = 100 << 10, .first = 60,
+            .kinds = MAKE_DATA | MAKE_ZERO | MAKE_PACKED }, 20992, 300 << 10 },
+        { "512-table-full", { .cluster_bits = 9, .refcount_order = 6, .size = (99 << 10) + 512,
+            .first = 9, .rt_clusters = 1, .end_cluster = 64 * 64 - 40 }, 2560, 300 << 10 },
+        { "4k-snapshots", { .cluster_bits = 12, .refcount_order = 3, .size = (600 << 10) + 512,
+            .first = 20, .snapshots = 2, .last = true, .stale = true }, (64 << 10) + 512, 1 << 20 },
+        { "16k-extl2", { .cluster_bits = 14, .ext_l2 = true, .refcount_order = 1,
+            .size = (1 << 20) + 3072, .first = 9, .kinds = MAKE_DATA | MAKE_SUB, .last = true,
+            .last_kind = MAKE_SUB }, (32 << 10) + 1536, 3 << 20 },
+        { "v2", { .version = 2, .cluster_bits = 10, .size = (1 << 20) + 512, .first = 9 }, 5632,
+          2 << 20 },
+        { "many-tables", { .cluster_bits = 9, .refcount_order = 4, .size = 1 << 20, .first = 2,
+            .spread = 9, .l1_middle = true }, 3072, 3 << 20 },
+    };
+    for (unsigned i = 0; i < sizeof(own) / sizeof(own[0]); i++) {
+        for (unsigned how = PREALLOC_OFF; how <= PREALLOC_FULL; how++) {
+            struct blk_mem m;
+            struct made made;
+            char name[80];
+            qcow2_make(&m, &own[i].p, &made);
+            snprintf(name, sizeof(name), "%s-%s", how ? "how" : "shrink", own[i].name);
+            if (how)
+                snprintf(name + strlen(name), 4, "-%u", how);
+            write_seed(&m, how ? own[i].more : own[i].less, (u8)(how << FUZZ_HOW_SHIFT), name);
+            blk_mem_free(&m);
+        }
+    }
+}
+
+/* Overlays, over what is longer or shorter, raw or an image itself. */
+static void overlays(void)
+{
+    static const struct {
+        const char *name;
+        struct make p, under;
+        u64 raw; /* bytes; 0: `under` is what it is */
+        u64 new_size;
+        enum preallocation how;
+    } own[] = {
+        { "longer", { .refcount_order = 4, .size = (1 << 20) + 512 },
+          { .refcount_order = 4, .size = 2 << 20, .first = 20 }, 0, 4 << 20, PREALLOC_OFF },
+        { "shorter", { .refcount_order = 4, .size = (1 << 20) + 512, .first = 2 },
+          { .refcount_order = 4, .size = 1 << 20, .first = 2 }, 0, 4 << 20, PREALLOC_OFF },
+        { "packed", { .cluster_bits = 12, .refcount_order = 4, .size = (253 << 10) + 512 },
+          { .cluster_bits = 16, .refcount_order = 4, .size = 384 << 10, .first = 5,
+            .kinds = MAKE_PACKED }, 0, 600 << 10, PREALLOC_OFF },
+        { "extl2", { .cluster_bits = 14, .ext_l2 = true, .refcount_order = 4,
+            .size = (253 << 10) + 512, .first = 2, .kinds = MAKE_SUB },
+          { .cluster_bits = 14, .ext_l2 = true, .refcount_order = 4, .size = 384 << 10, .first = 20,
+            .kinds = MAKE_SUB | MAKE_PACKED }, 0, 1 << 20, PREALLOC_OFF },
+        { "v2", { .version = 2, .cluster_bits = 12, .size = (53 << 10) + 512, .first = 1 },
+          { .version = 2, .cluster_bits = 9, .size = 99 << 10, .first = 120 }, 0, 128 << 10,
+          PREALLOC_OFF },
+        { "preallocated", { .cluster_bits = 12, .refcount_order = 4, .size = (53 << 10) + 512,
+            .last = true, .stale = true },
+          { .cluster_bits = 9, .refcount_order = 4, .size = 64 << 10, .first = 120 }, 0, 128 << 10,
+          PREALLOC_METADATA },
+        { "snapshots-table-full", { .cluster_bits = 12, .refcount_order = 6,
+            .size = (253 << 10) + 512, .first = 3, .snapshots = 1, .rt_clusters = 1,
+            .end_cluster = 512 * 512 - 2 },
+          { .refcount_order = 4, .size = 384 << 10, .first = 5 }, 0, 1 << 20, PREALLOC_OFF },
+        { "raw", { .cluster_bits = 12, .refcount_order = 4, .size = (9 << 10) + 512 }, { 0 },
+          (11 << 10) + 77, 64 << 10, PREALLOC_FULL },
+        { "backing-of-backing", { .refcount_order = 4, .size = (1 << 20) + 512 },
+          { .refcount_order = 4, .size = 3 << 20, .backing = "deeper", .backing_format = "raw" }, 0,
+          4 << 20, PREALLOC_OFF },
+    };
+    for (unsigned i = 0; i < sizeof(own) / sizeof(own[0]); i++) {
+        struct blk_mem m, under;
+        struct make p = own[i].p;
+        struct made made;
+        char name[80];
+        u8 flags = (u8)(FUZZ_UNDER | own[i].how << FUZZ_HOW_SHIFT);
+        p.backing = "b";
+        p.backing_format = own[i].raw ? "raw" : "qcow2";
+        qcow2_make(&m, &p, &made);
+        if (own[i].raw) {
+            static u8 buf[64 << 10];
+            make_pattern(7, 0, buf, own[i].raw);
+            blk_mem_init(&under, 0, 512);
+            blk_mem_put(&under, 0, buf, own[i].raw);
+            under.blk.size = own[i].raw;
+            flags |= FUZZ_UNDER_RAW;
+        } else {
+            qcow2_make(&under, &own[i].under, &made);
+        }
+        snprintf(name, sizeof(name), "overlay-%s", own[i].name);
+        write_pair(&m, &under, own[i].new_size, flags, name);
+        blk_mem_free(&m);
+        blk_mem_free(&under);
+    }
+}
+
 static void put64(struct blk_mem *m, u64 off, u64 val)
 {
     u8 b[8];
@@ -174,6 +286,8 @@ int main(int argc, char **argv)
     dir = argv[1];
     from_grow_cases();
     of_our_own();
+    in_other_ways();
+    overlays();
     packed_past_the_end();
     packed_broken();
     counted_behind_the_end("slow-counted-all", 1);

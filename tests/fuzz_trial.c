@@ -12,6 +12,8 @@
 
 enum {
     REQUESTS_MAX = 1000000, /* 65536 snapshots, read one by one in every pass */
+    GROWTH_MAX = 640 << 20, /* bytes that a file may gain: the launcher's allowance */
+    FILLED_MAX = 3 << 20,   /* and where the new area is mapped */
     UNPACK_MAX = 4,
     JUDGE_READS = 200000,
     JUDGE_SNAPSHOTS = 16,
@@ -75,14 +77,25 @@ static bool untouched(const struct blk_mem *m)
 
 /* ---- reading ---- */
 
-static u8 image_mem[IMAGE_MEM] __attribute__((aligned(4096)));
+static u8 image_mem[2][IMAGE_MEM] __attribute__((aligned(4096)));
 static u8 scratch[IMAGE_SCRATCH] __attribute__((aligned(4096)));
 static u8 copy_mem[BLK_IO_MAX] __attribute__((aligned(4096)));
 
+static struct image below;     /* the backing image of whatever is open */
+static struct blk_mem beneath; /* its disk */
+
+/* The image, and the one that it names: like the operation, only for a grow. */
 static int open_image(const struct trial *t, struct blk_mem *m, struct image *img, struct err *e)
 {
-    int rc = image_open(img, &m->blk, "qcow2", image_mem, e);
+    int rc = image_open(img, &m->blk, "qcow2", image_mem[0], e);
+    const struct qcow2 *q = &img->u.qcow2;
     img->scratch = t->no_scratch ? NULL : scratch;
+    if (rc || !t->under || !q->backing_file_offset || !q->backing_file_size ||
+        t->new_size <= (t->opened ? t->old_size : img->size))
+        return rc;
+    rc = image_open(&below, &beneath.blk, t->under_format, image_mem[1], e);
+    below.scratch = img->scratch;
+    img->backing = &below;
     return rc;
 }
 
@@ -143,27 +156,44 @@ static bool read_all(struct trial *t, struct image *img)
            walk(t, img, size - min_u64(size, 3 * img->unit + 1), 8, &packed);
 }
 
-/* The bytes of the last, partial cluster. False: they cannot be read. */
-static bool last_cluster(struct image *img, u64 from, u64 to, u8 *out)
+/* What one image says of [from, to); `holes` is set where it has nothing. False: it cannot be read. */
+static bool shown(struct image *img, u64 from, u64 to, u8 *out, bool *holes)
 {
-    u8 *unit = malloc(img->unit);
+    u8 *unit = malloc(img->unit + 1);
     int rc = 0;
-    memset(out, 0, to - from);
     for (u64 voff = from; !rc && voff < to;) {
         struct extent x;
         struct err e = { 0 };
+        u8 *at = out + (voff - from);
         if ((rc = img->format->map(img, voff, to - voff, &x, &e)))
             break;
         if (x.kind == EXTENT_DATA)
-            rc = blk_read(img->file[0], x.off, out + (voff - from), x.len, &e);
+            rc = x.slot || img->opaque || blk_read(img->file[0], x.off, at, x.len, &e);
         if (x.kind == EXTENT_PACKED)
-            rc = img->scratch ? img->format->unpack(img, &x, unit, &e) : 1;
+            rc = img->scratch && !img->opaque ? img->format->unpack(img, &x, unit, &e) : 1;
         if (!rc && x.kind == EXTENT_PACKED)
-            memcpy(out + (voff - from), unit + (voff - from), x.len);
+            memcpy(at, unit + (voff & (img->unit - 1)), x.len);
+        if (x.kind == EXTENT_ZERO)
+            memset(at, 0, x.len);
+        *holes |= x.kind == EXTENT_HOLE;
         voff += x.len;
     }
     free(unit);
     return !rc;
+}
+
+/* The bytes of the last, partial cluster, as the guest sees them. False: they cannot be read. */
+static bool last_cluster(struct image *img, u64 from, u64 to, u8 *out)
+{
+    bool holes = false, ignored = false;
+    u64 end = img->backing ? min_u64(to, img->backing->size) : 0;
+    memset(out, 0, to - from);
+    if (!shown(img, from, to, out, &holes))
+        return false;
+    if (!holes || from >= end)
+        return true;
+    memset(out, 0, to - from);
+    return shown(img->backing, from, end, out, &ignored) && shown(img, from, to, out, &ignored);
 }
 
 /* ---- what a grow may change ---- */
@@ -266,14 +296,20 @@ static bool check_changes(struct trial *t, const struct blk_mem *now)
     return true;
 }
 
-/* The longest file that a grow may leave: an L1 table (32 MiB) twice, a refcount table (8 MiB), two
- * clusters of the tail, the refcount blocks that count all that (and themselves), and 256 MiB of
- * clusters stepped over. If it is dirty: another table, and blocks for the whole file. */
-static u64 length_max(const struct layout *l, bool dirty)
+/* The longest file that a grow may leave: an L1 table (32 MiB) twice, a refcount table (8 MiB, four
+ * times if it is moved again and again), two clusters of the tail, what the new area is mapped to and
+ * by, the refcount blocks that count all that (and themselves), and 256 MiB of clusters stepped
+ * over. If it is dirty: another table, and blocks for the whole file. */
+static u64 length_max(const struct trial *t, const struct layout *l, bool dirty)
 {
-    u64 payload = (64ull << 20) + (8ull << 20) + 4 * l->cs, blocks = 0;
+    u64 payload = (64ull << 20) + (32ull << 20) + 4 * l->cs, blocks = 0;
+    u64 more = t->new_size > t->old_size ? t->new_size - t->old_size : 0, n = more / l->cs + 2;
     if (dirty)
         payload += (8ull << 20) + (l->length / l->cs / l->block_entries + 2) * l->cs;
+    if (t->how || t->under)
+        payload += (n / l->l2_entries + 2) * l->cs;
+    if (t->how || l->version == 2)
+        payload += n * l->cs;
     for (int i = 0; i < 8; i++)
         blocks = div_up(payload / l->cs + blocks, l->block_entries) + 4;
     return round_up(l->length, l->cs) + payload + blocks * l->cs + (256ull << 20) + l->cs;
@@ -318,6 +354,14 @@ static bool refers_past_end(const struct trial *t)
     return !judge(t->image, 1ull << 57, 0, 0, 0, &v) || v.corruptions < t->before.corruptions;
 }
 
+/* Leaks that were there before. What is counted behind the file may lie in it now. */
+static u64 leaks_of(const struct trial *t, u64 length)
+{
+    struct verdict v;
+    length = max_u64(length, round_up(t->image->length, 2 << 20));
+    return judge(t->image, length, 0, 0, 0, &v) ? v.leaks : UINT64_MAX;
+}
+
 static bool check_verdicts(struct trial *t, const struct blk_mem *now, const struct layout *l)
 {
     /* the last, partial cluster may be stored otherwise now */
@@ -339,17 +383,32 @@ static bool check_verdicts(struct trial *t, const struct blk_mem *now, const str
         return wrong(t, "the new area does not read zero");
     if (t->sound && (a->hash != b->hash || a->snapshot_hash != b->snapshot_hash))
         return wrong(t, "guest data differs");
+    /* a grow gives up what stale entries name */
+    if (t->sound && t->new_size < t->old_size && b->leaks && b->leaks > leaks_of(t, now->length))
+        return wrong(t, "%llu leaks: %s", LL(b->leaks), b->first);
     return true;
 }
 
 /* ---- growing ---- */
 
-static u64 granted;
+static struct trial *current;
+static u64 granted, promised; /* promised: by the first epoch, for all of them */
 
+/* As the launcher: what is too much is refused in the first epoch, and later ones keep their word. */
 static int need(struct plan_host *h, u32 epoch, const struct plan_need *n, struct err *e)
 {
-    (void)h, (void)epoch, (void)e;
+    struct trial *t = current;
+    u64 want = max_u64(n->length[0], n->eventual), old = t->image->length;
+    (void)h;
     assert(n->room);
+    if (epoch) {
+        assert(want <= promised);
+    } else {
+        promised = want;
+        t->denied = want > old && want - old > (t->how || t->under ? FILLED_MAX : GROWTH_MAX);
+    }
+    if (t->denied)
+        return FAIL(e, ERR_NO_SPACE, "too long", 0, want);
     granted = max_u64(granted, n->length[0]);
     return 0;
 }
@@ -357,9 +416,11 @@ static int need(struct plan_host *h, u32 epoch, const struct plan_need *n, struc
 static int grow(struct trial *t, struct image *img, bool dry_run, struct err *e)
 {
     static u8 work[PLAN_WORK] __attribute__((aligned(4096)));
-    struct resize_args a = { .new_size = t->new_size, .work = work, .work_len = sizeof(work) };
+    struct resize_args a = { t->new_size, t->how, work, sizeof(work) };
     struct plan_host h = { .need = need, .dry_run = dry_run, .mem = copy_mem,
                            .mem_len = sizeof(copy_mem) };
+    current = t;
+    promised = 0;
     int rc = plan_resize(img, &a, &h, e);
     t->length = h.length[0];
     t->repaired = h.repaired;
@@ -380,6 +441,22 @@ static bool check_repaired(struct trial *t, struct blk_mem *now)
     return !t->after.dirty || wrong(t, "repaired, and still dirty");
 }
 
+/* No part of the new area lets the backing image be seen. */
+static bool check_hidden(struct trial *t, struct image *img)
+{
+    u64 end = img->backing ? min_u64(t->new_size, img->backing->size) : 0;
+    for (u64 voff = t->old_size; voff < end;) {
+        struct extent x;
+        struct err e = { 0 };
+        if (img->format->map(img, voff, end - voff, &x, &e))
+            return wrong(t, "the new area cannot be read: %s", e.what);
+        if (x.kind == EXTENT_HOLE)
+            return wrong(t, "the backing image shows at %llu", LL(voff));
+        voff += x.len;
+    }
+    return true;
+}
+
 /* The plan was carried out on `now`. */
 static bool check_grown(struct trial *t, struct blk_mem *now)
 {
@@ -388,7 +465,7 @@ static bool check_grown(struct trial *t, struct blk_mem *now)
     struct layout l;
     layout_read(t->image, &l);
     bool growing = t->new_size > t->old_size, dirty = l.version == 3 && (word(t->image, 72) & 1);
-    u64 most = length_max(&l, dirty);
+    u64 most = length_max(t, &l, dirty);
     if (t->repaired != dirty)
         return wrong(t, "the refcounts were%s rebuilt", t->repaired ? "" : " not");
     if (t->length > most || granted > most ||
@@ -398,10 +475,10 @@ static bool check_grown(struct trial *t, struct blk_mem *now)
     blk_mem_truncate(now, t->length);
     if (open_image(t, now, &img, &e) || img.size != t->new_size)
         return wrong(t, "the result does not open: %s", e.what ? e.what : "size");
-    if (!read_all(t, &img) || (growing && !check_changes(t, now)))
+    if (!read_all(t, &img) || (growing && (!check_hidden(t, &img) || !check_changes(t, now))))
         return false;
     /* what was made can be grown once more, or is refused in words */
-    struct trial again = { .new_size = t->new_size + l.cs * l.l2_entries };
+    struct trial again = { .image = t->image, .new_size = t->new_size + l.cs * l.l2_entries };
     int rc = grow(&again, &img, true, &e);
     if (rc && !refused_well(t, &e, rc))
         return false;
@@ -436,7 +513,7 @@ static bool run(struct trial *t, struct blk_mem *old, struct blk_mem *now)
     t->old_size = img.size;
     if (!read_all(t, &img))
         return false;
-    if (t->new_size == img.size || (t->new_size < img.size && !t->shrink))
+    if (t->new_size == img.size || (t->new_size < img.size && t->how))
         return untouched(now) || wrong(t, "reading wrote");
     int dry_rc = grow(t, &img, true, &dry);
     if (!untouched(now))
@@ -446,7 +523,7 @@ static bool run(struct trial *t, struct blk_mem *old, struct blk_mem *now)
     rc = grow(t, &img, false, &t->e);
     if (rc && t->repaired && !dry_rc)
         return refused_well(t, &t->e, rc) && check_repaired(t, now);
-    if (rc != dry_rc)
+    if (rc != dry_rc && !(t->denied && rc == ERR_NO_SPACE && !dry_rc))
         return wrong(t, "planned: %d (%s); done: %d (%s)", dry_rc, dry.what ? dry.what : "", rc,
                      t->e.what ? t->e.what : "");
     if (rc)
@@ -462,8 +539,16 @@ bool trial_run(struct trial *t)
     blk_mem_over(&old, t->image);
     blk_mem_over(&now, t->image);
     counted(&now);
+    if (t->under) {
+        blk_mem_over(&beneath, t->under);
+        counted(&beneath);
+    }
     bool ok = run(t, &old, &now);
     t->requests = requests;
+    if (t->under) {
+        ok = ok && (!beneath.writes || wrong(t, "the backing image was written to"));
+        blk_mem_free(&beneath);
+    }
     blk_mem_free(&now);
     blk_mem_free(&old);
     return ok;
