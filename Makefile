@@ -154,6 +154,9 @@ $(B)/tests/test_%: $(B)/host/tests/test_%.o $(HOST_SUPPORT_O) $(HOST_PURE_O) \
         $(B)/host/ops/newsize.o $(B)/host/gen/instar.pb.o
 	@mkdir -p $(@D)
 	$(CC) $(HOST_CFLAGS) -o $@ $^ -lprotobuf-nanopb -lz -lzstd
+$(B)/tests/bench-image: tests/bench_image_main.c
+	@mkdir -p $(@D)
+	$(CC) -std=gnu11 -O2 $(WARN) -o $@ $<
 # An operation as a host program, over files: host_main.c in the place of kernel/.
 $(B)/tests/host-%: $(B)/host/tests/host_main.o $(B)/host/ops/%.o $(HOST_SUPPORT_O) $(HOST_PURE_O) \
         $(B)/host/ops/newsize.o $(B)/host/gen/instar.pb.o
@@ -375,7 +378,7 @@ check-lint: $(CONTRACT)
 	@echo "lint: headers compile alone, includes stay at home, lines fit"
 
 bench: deps
-	@$(MAKE) -s all guests tests
+	@$(MAKE) -s all guests tests $(B)/tests/bench-image
 	$(PYTHON) tests/bench.py
 
 # ---- clean, help ----
