@@ -17,12 +17,12 @@ import time
 
 import pytest
 
-from conftest import IMAGES, LAUNCH, create, qemu_img, run, sha256
+from conftest import IMAGES, LAUNCH, be64, create, info, patch, qemu_img, qemu_io, run, sha256
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "fakeqemu"))
 import launching  # noqa: E402
 
-GIB = 1 << 30
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 IN_MODIFY, IN_ATTRIB, IN_CLOSE_WRITE, IN_MOVED, IN_CREATE, IN_DELETE = 2, 4, 8, 0xC0, 0x100, 0x200
 CHANGES = IN_MODIFY | IN_ATTRIB | IN_CLOSE_WRITE | IN_MOVED | IN_CREATE | IN_DELETE
 
@@ -74,7 +74,9 @@ def perform(plan, path):
                 data = f.read(p["length"])
             elif p["kind"] == "write":
                 data = bytes.fromhex(p["data"])
-            assert p["kind"] in ("write", "zero", "copy", "barrier"), p
+            assert p["kind"] in ("write", "zero", "copy", "discard", "barrier"), p
+            if p["kind"] == "discard":
+                continue  # a hint
             assert len(data) == p["length"]
             f.seek(p["offset"])
             f.write(data)
@@ -100,6 +102,152 @@ def test_the_plan_is_what_is_done(tmp_path, size, options, more):
     commits = [p for p in plan["plan"] if p.get("commit")]
     assert len(commits) == (more != "+0")
     assert all(p["why"] and p["epoch"] == 0 for p in plan["plan"])
+
+
+# ---- every kind of plan ----
+
+
+def overlay(tmp_path, size, base_size, *options):
+    (tmp_path / "base").write_bytes(b"\x66" * base_size)
+    return create(tmp_path / "disk.qcow2", size, "backing_file=base", "backing_fmt=raw", *options)
+
+
+def filled(tmp_path, size, *options, snapshot=False):
+    image = create(tmp_path / "disk.qcow2", size, *options)
+    qemu_io(image, "write -P 1 0 1M", f"write -P 2 {size // 2} 512k", f"write -P 3 {size - KIB} 1k")
+    if snapshot:
+        qemu_img("snapshot", "-c", "s", image)
+    return image
+
+
+# name: (maker, arguments, does one epoch suffice)
+PLANS = {
+    "header-only": (lambda t: filled(t, 9 * MIB), ["+1M"], True),
+    "old-bytes": (lambda t: filled(t, 9 * MIB + KIB), ["+1M"], True),
+    "l1-in-place": (lambda t: filled(t, 9 * MIB), ["3G"], True),
+    "l1-moves": (lambda t: filled(t, 4 * MIB, "cluster_size=512"), ["40M"], True),
+    "refcount-block": (lambda t: filled(t, 4 * MIB, "cluster_size=512", "refcount_bits=64"), ["60M"],
+                       True),
+    "refcount-table": (lambda t: filled(t, 9 * MIB, "cluster_size=512", "refcount_bits=64",
+                                        "preallocation=metadata"), ["+64M"], True),
+    "shared-last-cluster": (lambda t: filled(t, 9 * MIB + KIB, snapshot=True), ["+1M"], True),
+    "backing-shorter": (lambda t: overlay(t, 3 * MIB, 2 * MIB), ["+9M"], True),
+    "nothing": (lambda t: filled(t, 9 * MIB), ["+0"], True),
+    "shrink": (lambda t: filled(t, 9 * MIB), ["--shrink", "1M"], False),
+    "shrink-512": (lambda t: filled(t, 3 * MIB, "cluster_size=512"), ["--shrink", "525k"], False),
+    "shrink-inside": (lambda t: filled(t, 9 * MIB, "extended_l2=on"), ["--shrink", "617k"], False),
+    "shrink-shared": (lambda t: filled(t, 9 * MIB, snapshot=True), ["--shrink", "617k"], False),
+    "metadata": (lambda t: filled(t, 3 * MIB), ["--preallocation=metadata", "+5M"], False),
+    "falloc": (lambda t: filled(t, 3 * MIB + KIB), ["--preallocation=falloc", "+5M"], False),
+    "full": (lambda t: filled(t, 3 * MIB, "cluster_size=4k"), ["--preallocation=full", "+1M"],
+             False),
+    "backing-longer": (lambda t: overlay(t, 3 * MIB + KIB, 4 * MIB), ["+9M"], False),
+    "backing-longer-v2": (lambda t: overlay(t, 3 * MIB, 4 * MIB, "compat=0.10"), ["+9M"], False),
+}
+
+
+def check_bounds(plan, length):
+    """Every patch lies in the file as it is by then, and an epoch ends at a barrier."""
+    for p in plan["plan"]:
+        assert p["epoch"] == 0 and p["slot"] == 0 and p["why"]
+        if p["kind"] == "length":
+            length = p["length"]
+        elif p["kind"] == "barrier":
+            assert (p["offset"], p["length"]) == (0, 0)
+        else:
+            assert p["length"] > 0 and p["offset"] + p["length"] <= length, p
+            assert p.get("from_offset", 0) + p["length"] * ("from_offset" in p) <= length, p
+            assert p["kind"] == "write" or "data" not in p
+        if p.get("commit"):
+            assert p["kind"] == "write" and p["offset"] // 512 == (p["offset"] + p["length"] - 1) // 512
+    assert plan["new_file_size"] == length
+    assert not plan["plan"] or plan["plan"][-1]["kind"] == "barrier"
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_kinds_of_plans(tmp_path, name):
+    maker, args, one_epoch = PLANS[name]
+    image = maker(tmp_path)
+    before = {p: state(p) for p in tmp_path.iterdir()}
+    watch = Watch(tmp_path)
+    plan = dry(*args[:-1], image, args[-1])
+    text = run(LAUNCH, "resize", "--dry-run", *args[:-1], image, args[-1], check=True).stdout
+    assert {p: state(p) for p in tmp_path.iterdir()} == before and watch.events() == []
+    assert text.endswith("Dry run: nothing was written.\n")
+    assert f"patches:      {len(plan['plan'])}\n" in text
+    assert plan["more"] is not one_epoch and ("More epochs follow" in text) is not one_epoch
+    check_bounds(plan, before[image][0])
+    commits = [p for p in plan["plan"] if p.get("commit")]
+    assert len(commits) == (0 if name in ("nothing", "shrink-shared") else 1)
+
+    by_hand = tmp_path / "by-hand.qcow2"
+    shutil.copyfile(image, by_hand)
+    writes = [p for p in plan["plan"] if p["kind"] == "write"]
+    assert all(("data" in p) == (p["length"] <= 64) for p in writes)
+    shown = all("data" in p for p in writes)  # else it cannot be done by hand
+    assert shown or name in ("refcount-block", "refcount-table", "shrink-512")
+    if shown:
+        perform(plan, by_hand)
+    done = json.loads(run(LAUNCH, "resize", "--output=json", *args[:-1], image, args[-1],
+                          check=True).stdout)
+    assert done["new_virtual_size"] == plan["new_virtual_size"]
+    if one_epoch:
+        assert done == {k: v for k, v in plan.items() if k not in ("dry_run", "plan", "more")}
+        assert os.stat(image).st_size == plan["new_file_size"]
+        if shown:
+            assert sha256(image) == sha256(by_hand)
+    else:  # the first epoch alone leaves a consistent image: at most, clusters leak
+        assert qemu_img("check", "-f", "qcow2", by_hand, check=False).returncode in (0, 3)
+        shrunk = shown and "--shrink" in args and commits
+        assert info(by_hand)["virtual-size"] == plan[
+            "new_virtual_size" if shrunk else "old_virtual_size"]
+        # and is what the run began with: a second one ends as the first did
+        again = json.loads(run(LAUNCH, "resize", "--output=json", *args[:-1], by_hand, args[-1],
+                               check=True).stdout)
+        assert again["new_virtual_size"] == done["new_virtual_size"]
+        assert qemu_img("compare", "-f", "qcow2", "-F", "qcow2", image, by_hand).returncode == 0
+    assert qemu_img("check", "-f", "qcow2", image).returncode == 0
+
+
+@pytest.mark.parametrize("args", [["-f", "raw", "+1M"], ["-f", "raw", "--shrink", "100"], ["+1M"],
+                                  ["--preallocation=falloc", "+1M"],
+                                  ["-f", "raw", "--preallocation=falloc", "+3k"]], ids=" ".join)
+def test_raw_plans(tmp_path, args):
+    image, by_hand = tmp_path / "disk.raw", tmp_path / "by-hand.raw"
+    image.write_bytes(b"x" * 10000)
+    before = state(image)
+    p = run(LAUNCH, "resize", "--dry-run", "--output=json", *args[:-1], image, args[-1], check=True)
+    plan = json.loads(p.stdout)
+    assert state(image) == before and plan["format"] == "raw"
+    lengths = [q["length"] for q in plan["plan"] if q["kind"] == "length"]
+    assert lengths == [plan["new_file_size"]] and plan["more"] is False
+    shutil.copyfile(image, by_hand)
+    perform(plan, by_hand)
+    run(LAUNCH, "resize", "-q", *args[:-1], image, args[-1], check=True)
+    assert image.read_bytes() == by_hand.read_bytes()
+
+
+@pytest.mark.parametrize("output", [[], ["--output=json"]], ids=["text", "json"])
+def test_refused_plans(tmp_path, output):
+    """Whatever a run refuses, a dry run refuses with the same code, and neither writes."""
+    clusters_512 = create(tmp_path / "b.qcow2", MIB, "cluster_size=512")
+    missing = overlay(tmp_path, 3 * MIB, 4 * MIB).rename(tmp_path / "c.qcow2")
+    (tmp_path / "base").unlink()
+    image = filled(tmp_path, 4 * MIB, snapshot=True)
+    patch(image, 88, be64(1 << 50))
+    before = {p: state(p) for p in tmp_path.iterdir()}
+    for path, args, code in (
+            (image, ["+1"], "INVALID_NEW_SIZE"), (image, ["1M"], "SHRINK_WITHOUT_FLAG"),
+            (image, ["--max-growth=0", "--preallocation=full", "+1M"], "NO_SPACE"),
+            (clusters_512, ["129G"], "INVALID_NEW_SIZE"), (missing, ["+1M"], "READ_FAILED"),
+            (image, ["-f", "vmdk", "+1M"], None)):
+        said = []
+        for dry_run in ([], ["--dry-run"]):
+            p = run(LAUNCH, "resize", *output, *dry_run, *args[:-1], path, args[-1])
+            assert p.returncode == 1
+            said.append(json.loads(p.stdout)["code"] if output else p.stderr.splitlines()[0])
+        assert said[0] == said[1] and (not output or code in (None, said[0])), args
+    assert {p: state(p) for p in tmp_path.iterdir()} == before
 
 
 def test_for_people(tmp_path):
