@@ -225,6 +225,25 @@ static void put64(struct blk_mem *m, u64 off, u64 val)
     blk_mem_put(m, off, b, 8);
 }
 
+/* The overlay's last cluster is its own L2 table, or lies uncounted where new tables will stand. */
+static void last_cluster_elsewhere(void)
+{
+    struct make p = { .cluster_bits = 12, .refcount_order = 4, .size = (253 << 10) + 512,
+                      .first = 3, .backing = "b", .backing_format = "qcow2" };
+    struct make below = { .cluster_bits = 12, .refcount_order = 4, .size = 384 << 10, .first = 70 };
+    struct blk_mem m, under;
+    struct made made, ignored;
+    qcow2_make(&under, &below, &ignored);
+    qcow2_make(&m, &p, &made);
+    u64 at = made.last_l2 + (p.size >> 12) * 8;
+    put64(&m, at, made.last_l2);
+    write_pair(&m, &under, p.size + (3 << 20), FUZZ_UNDER, "last-cluster-its-own-table");
+    put64(&m, at, made.clusters << 12);
+    write_pair(&m, &under, p.size + (3 << 20), FUZZ_UNDER, "last-cluster-behind-the-file");
+    blk_mem_free(&m);
+    blk_mem_free(&under);
+}
+
 /* Every cluster for 256 MiB and more behind the file is counted, by one block that the whole
  * refcount table names; `every`: each so many. */
 static void counted_behind_the_end(const char *name, u64 every)
@@ -290,6 +309,7 @@ int main(int argc, char **argv)
     overlays();
     packed_past_the_end();
     packed_broken();
+    last_cluster_elsewhere();
     counted_behind_the_end("slow-counted-all", 1);
     counted_behind_the_end("counted-some", 8);
     printf("%u seeds, %llu bytes; %u too large\n", written, (unsigned long long)bytes, skipped);
