@@ -229,8 +229,10 @@ static bool find_own(const struct blk_mem *m, struct own *o)
     o->l2[0] = l2 + (div_up(l->size, l->cs) - 1) % l->l2_entries * entry;
     o->l2[1] = l2 + l->cs;
     u64 data = word(m, o->l2[0]) & OFFSET_BITS;
+    u64 sub = l->cs / 32, bits = l->ext_l2 ? word(m, o->l2[0] + 8) : UINT64_MAX;
+    bool absent = !((bits | bits >> 32) >> in / sub & 1); /* the backing image is seen in it */
     if (data && in) {
-        o->data[0] = data + in;
+        o->data[0] = data + (absent ? round_down(in, sub) : in);
         o->data[1] = data + l->cs;
     }
     return true;
