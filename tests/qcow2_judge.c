@@ -14,7 +14,16 @@
 
 #include "blk_mem.h"
 
-enum kind { HEADER = 1, REFTABLE = 2, REFBLOCK = 4, L1 = 8, L2 = 16, DATA = 32, SNAPSHOTS = 64 };
+enum kind {
+    HEADER = 1,
+    REFTABLE = 2,
+    REFBLOCK = 4,
+    L1 = 8,
+    L2 = 16,
+    DATA = 32,
+    SNAPSHOTS = 64,
+    BITMAP = 128
+};
 enum { CHUNK = 4096 };
 
 #define OFFSET_BITS 0x00fffffffffffe00ull /* bits 9..55 */
@@ -35,6 +44,9 @@ struct judge {
     bool ext_l2, zstd;
     uint64_t l2_entries;
     uint64_t hash_to, zero_from, zero_to;
+    bool bitmaps_valid, bitmaps_ext;
+    uint32_t nb_bitmaps;
+    uint64_t dir_off, dir_size;
     uint64_t snapshot; /* whose tree is walked: 0 the active one, else a snapshot's number */
     struct ref *map;
     size_t map_cnt, map_used;
@@ -141,6 +153,16 @@ static bool open_extensions(struct judge *j, uint64_t end)
             return true;
         if (get(h + 4, 4) > end - off - 8)
             return refuse(j, "header extension too large");
+        if (get(h, 4) == 0x23852875) {
+            uint8_t b[24];
+            if (get(h + 4, 4) != 24)
+                return refuse(j, "length of the bitmaps extension");
+            read_at(j, off + 8, b, 24);
+            j->bitmaps_ext = true;
+            j->nb_bitmaps = (uint32_t)get(b, 4);
+            j->dir_size = get(b + 8, 8);
+            j->dir_off = get(b + 16, 8);
+        }
         off += 8 + (get(h + 4, 4) + 7) / 8 * 8;
     }
     return true;
@@ -154,6 +176,7 @@ static bool open_v3(struct judge *j, const uint8_t *h)
     j->v->dirty = incompat & 1;
     j->v->corrupt = incompat & 2;
     j->ext_l2 = incompat & 16;
+    j->bitmaps_valid = get(h + 88, 8) & 1;
     if (incompat & ~31ull)
         return refuse(j, "unknown incompatible feature");
     if (incompat & 4 && (j->nb_snapshots || !j->io->data))
@@ -418,6 +441,81 @@ static bool snapshots(struct judge *j)
     return true;
 }
 
+/* ---- bitmaps ---- */
+
+/* A byte of a bitmap that is not zero; `at` is its index. The bit that the end of the range to hash
+ * falls into counts as inside of it. */
+static void bitmap_byte(struct judge *j, uint64_t which, uint32_t g, uint64_t at, uint8_t byte)
+{
+    for (unsigned i = 0; i < 8; i++) {
+        uint64_t bit = at * 8 + i;
+        if (!(byte >> i & 1))
+            continue;
+        if (bit > (j->size - 1) >> g)
+            CORRUPT(j, "bitmap %llu: bit %llu is past the end of the disk", X(which), X(bit));
+        if (j->hash_to && bit <= (j->hash_to - 1) >> g)
+            j->v->bitmap_hash += (bit + 1) * 0x9e3779b97f4a7c15ull ^ (which + 1) << 40;
+        if (bit << g >= j->zero_from && bit << g < j->zero_to)
+            j->v->bitmap_zero = false;
+        j->v->bitmap_bits++;
+    }
+}
+
+static void bitmap_table(struct judge *j, uint64_t which, uint64_t off, uint64_t cnt, uint32_t g)
+{
+    uint64_t bytes = ((j->size - 1) >> g) / 8 + 1;
+    uint8_t *buf = malloc((size_t)j->cs);
+    refer(j, off, cnt * 8, BITMAP, "bitmap table");
+    if (!j->size || cnt != (bytes - 1) / j->cs + 1)
+        CORRUPT(j, "bitmap %llu: %llu table entries do not fit the disk", X(which), X(cnt));
+    for (uint64_t i = 0; j->size && i < cnt; i++) {
+        uint8_t e[8];
+        read_at(j, off + i * 8, e, 8);
+        uint64_t entry = get(e, 8), at = entry & OFFSET_BITS;
+        if ((entry & ~OFFSET_BITS & ~1ull) || at % j->cs || (at && (entry & 1)))
+            CORRUPT(j, "bitmap %llu: table entry 0x%llx", X(which), X(entry));
+        if (at) {
+            refer(j, at, j->cs, BITMAP, "cluster of bits");
+            read_at(j, at, buf, (size_t)j->cs);
+        }
+        for (uint64_t b = 0; (at || (entry & 1)) && b < j->cs; b++)
+            if (at ? buf[b] : i * j->cs + b < bytes)
+                bitmap_byte(j, which, g, i * j->cs + b,
+                            at ? buf[b]
+                            : i * j->cs + b == bytes - 1
+                                ? (uint8_t)(0xff >> (7 - ((j->size - 1) >> g) % 8))
+                                : 0xff);
+    }
+    free(buf);
+}
+
+/* Valid bitmaps; stale ones are nothing, and what they had leaks. */
+static void bitmaps(struct judge *j)
+{
+    uint64_t at = 0;
+    j->v->bitmap_zero = true;
+    if (!j->bitmaps_valid || !j->bitmaps_ext)
+        return;
+    refer(j, j->dir_off, j->dir_size, BITMAP, "bitmap directory");
+    for (uint32_t i = 0; i < j->nb_bitmaps; i++) {
+        uint8_t h[24];
+        if (at + 24 > j->dir_size)
+            break;
+        read_at(j, j->dir_off + at, h, 24);
+        uint64_t off = get(h, 8), name = get(h + 18, 2);
+        if (off % j->cs || !off || get(h + 12, 4) > 3 || h[16] != 1 || h[17] < 9 || h[17] > 31 ||
+            !name || name > 1023 || get(h + 20, 4) || get(h + 8, 4) > 1 << 20) {
+            CORRUPT(j, "bitmap %u: a directory entry that none can have", i);
+            return;
+        }
+        bitmap_table(j, i, off, get(h + 8, 4), h[17]);
+        at += (24 + name + 7) / 8 * 8;
+        j->v->bitmaps++;
+    }
+    if (j->v->bitmaps != j->nb_bitmaps || at != j->dir_size)
+        CORRUPT(j, "bitmap directory of %llu bytes ends at %llu", X(j->dir_size), X(at));
+}
+
 /* ---- refcounts ---- */
 
 static uint64_t width_get(const uint8_t *block, uint64_t i, uint32_t order)
@@ -493,7 +591,7 @@ static void compare(struct judge *j)
             find(j, &j->v->leaks, "cluster %llu: refcount %llu, references %llu", X(c),
                  X(r->stored), X(r->refs));
         bool mixed = r->kinds & (r->kinds - 1);
-        bool once = r->kinds & (HEADER | REFTABLE | REFBLOCK | L1 | SNAPSHOTS);
+        bool once = r->kinds & (HEADER | REFTABLE | REFBLOCK | L1 | SNAPSHOTS | BITMAP);
         if (mixed || (once && r->refs > 1))
             CORRUPT(j, "cluster %llu is metadata and something else (kinds 0x%x, references %llu)",
                     X(c), r->kinds, X(r->refs));
@@ -512,6 +610,7 @@ void qcow2_judge(const struct judge_io *io, uint64_t hash_to, uint64_t zero_from
         refer(&j, 0, j.cs, HEADER, "header");
         refcount_table(&j);
         l1_table(&j, j.l1_off, j.l1_size);
+        bitmaps(&j);
         if (snapshots(&j))
             compare(&j);
     }

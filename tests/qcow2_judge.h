@@ -2,7 +2,7 @@
  *
  * An independent reader of qcow2 that judges images for the tests. It shares no code with formats/
  * and reads the specification (docs/interop/qcow2.txt) by itself: header, L1 and L2 (standard and
- * extended), snapshots, refcounts of every width. Not judged: bitmaps and encryption.
+ * extended), snapshots, bitmaps, refcounts of every width. Not judged: encryption.
  */
 #ifndef TESTS_QCOW2_JUDGE_H
 #define TESTS_QCOW2_JUDGE_H
@@ -29,6 +29,9 @@ struct verdict {
     bool zero;              /* guest bytes [zero_from, zero_to) all read zero */
     uint64_t data_clusters, l1_entries, l1_offset, rt_offset, blocks /* of refcounts */;
     bool dirty, corrupt, backing;
+    uint64_t bitmaps, bitmap_bits; /* valid ones, and how many bits are set in all of them */
+    uint64_t bitmap_hash; /* of which bits are set, up to the one that holds byte hash_to - 1 */
+    bool bitmap_zero;     /* no bit is set that stands for bytes of [zero_from, zero_to) alone */
 };
 
 /* hash_to: bytes of guest data to hash, at most the image's size. A hole counts as zeros, also

@@ -246,6 +246,47 @@ static void snapshots(struct maker *k)
     k->snap_len = off;
 }
 
+/* Clusters of bits in turn: some bits set, all of them, none. Past the end of the disk none is. */
+static u64 bits_cluster(struct maker *k, u64 which, u64 idx, u64 bits)
+{
+    u64 turn = k->p->seed + which * 7 + idx, first = idx * k->cs * 8;
+    if (turn % 3)
+        return turn % 3 == 1;
+    u64 off = alloc(k, 1, 1), n = min_u64(bits - first, k->cs * 8);
+    u8 *buf = malloc(k->cs);
+    make_pattern(k->p->seed + which, idx * k->cs, buf, k->cs);
+    memset(buf + div_up(n, 8), 0, k->cs - div_up(n, 8));
+    if (n % 8)
+        buf[n / 8] &= (u8)((1 << n % 8) - 1);
+    blk_mem_put(k->m, off, buf, k->cs);
+    free(buf);
+    return off;
+}
+
+static void bitmaps(struct maker *k)
+{
+    const struct make *p = k->p;
+    k->out->dir_size = p->bitmaps * 32;
+    if (!p->bitmaps)
+        return;
+    u64 dir = k->out->dir_offset = alloc(k, div_up(k->out->dir_size, k->cs), 1);
+    for (u32 i = 0; i < p->bitmaps; i++) {
+        u32 g = (p->granularity ? p->granularity : 16) + i;
+        u64 bits = div_up(p->size, 1ull << g), cnt = div_up(bits, k->cs * 8);
+        u64 table = alloc(k, div_up(cnt * 8, k->cs), 1);
+        char name[4] = {'b', (char)('0' + i)};
+        for (u64 n = 0; n < cnt; n++)
+            put(k, table + n * 8, 8, bits_cluster(k, i, n, bits));
+        put(k, dir + i * 32, 8, table);
+        put(k, dir + i * 32 + 8, 4, cnt);
+        put(k, dir + i * 32 + 12, 4, i % 2 * 2);
+        put(k, dir + i * 32 + 16, 1, 1);
+        put(k, dir + i * 32 + 17, 1, g);
+        put(k, dir + i * 32 + 18, 2, 2);
+        blk_mem_put(k->m, dir + i * 32 + 24, name, 2);
+    }
+}
+
 static void extension(struct maker *k, u64 *off, u32 type, const void *data, u32 len)
 {
     put(k, *off, 4, type);
@@ -272,7 +313,7 @@ static void header(struct maker *k)
     if (p->version == 3) {
         put(k, 72, 8, p->incompatible | (p->ext_l2 ? 16 : 0) | (p->compression_type ? 8 : 0));
         put(k, 80, 8, p->compatible);
-        put(k, 88, 8, p->autoclear);
+        put(k, 88, 8, p->autoclear | (p->bitmaps ? 1 : 0));
         put(k, 96, 4, p->refcount_order);
         put(k, 100, 4, hl);
         if (hl > 104)
@@ -282,6 +323,14 @@ static void header(struct maker *k)
     }
     if (p->backing_format)
         extension(k, &off, 0xe2792aca, p->backing_format, (u32)strlen(p->backing_format));
+    if (p->bitmaps) {
+        u8 data[24] = {0};
+        put_be32(data, p->bitmaps);
+        put_be64(data + 8, k->out->dir_size);
+        put_be64(data + 16, k->out->dir_offset);
+        k->out->ext_offset = off + 8;
+        extension(k, &off, 0x23852875, data, 24);
+    }
     if (p->unknown_ext) {
         static const u8 names[96] = {0, 0, 'd', 'i', 'r', 't', 'y', [48] = 2, 7, 'x'};
         extension(k, &off, 0x12345678, "an extension that nobody knows", 30);
@@ -311,6 +360,7 @@ static void lay_out(struct maker *k)
     u64 scratch = 1ull << 55;
     k->l1_off = p->l1_middle && l1_clusters ? alloc(k, l1_clusters, 1) : scratch;
     u64 tail = p->end_cluster && p->l1_middle && p->last && cnt ? 1 : 0;
+    bitmaps(k);
     for (u64 i = 0; i < p->first && i < cnt - tail; i++)
         guest_cluster(k, i, next_kind(k), false);
     for (u64 i = 0; i < p->spread && cnt > 1 + tail; i++)

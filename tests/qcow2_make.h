@@ -41,6 +41,8 @@ struct make {
     u64 end_cluster;  /* what comes last begins at this cluster, or later; 0: no gap */
     u32 pad_clusters; /* the file is longer by this many free clusters */
     u64 above_eof;    /* bit i: cluster i after the end of the file has refcount 1 */
+    u32 bitmaps;      /* this many, named b0, b1, ...; clusters of bits are data, zeros and ones */
+    u32 granularity;  /* its bits, of b0; each following bitmap has one more; 0: 16 */
     enum { MAKE_END_EXACT, MAKE_END_CLUSTER, MAKE_END_SECTOR } end;
 };
 
@@ -49,6 +51,8 @@ struct made {
     u64 rt_entries, block_entries; /* the table's; per block */
     u64 blocks;                    /* refcount blocks */
     u64 last_l2, last_data;        /* host offsets of the last ones made; 0: none */
+    u64 dir_offset, dir_size;      /* the bitmap directory */
+    u64 ext_offset;                /* data of the bitmaps extension */
 };
 
 /* A fresh memory disk in *m. Defaults for zeros: version 3, 64 KiB clusters (cluster_bits 16);

@@ -43,6 +43,11 @@ static const struct make shapes[] = {
       .rt_clusters = 1, .end_cluster = 64 * 256 - 70 },
     { .refcount_order = 4, .size = 5 << 20, .seed = 15, .compression_type = 1, .l1_extra = 3 },
     { .refcount_order = 4, .size = 0, .seed = 16 },
+    { .refcount_order = 4, .size = (64 << 20) + 512, .seed = 17, .first = 3, .bitmaps = 3 },
+    { .cluster_bits = 9, .refcount_order = 6, .size = 9 << 20, .seed = 18, .first = 3,
+      .bitmaps = 7, .granularity = 9, .snapshots = 1 },
+    { .cluster_bits = 12, .refcount_order = 0, .size = 99 << 20, .seed = 19, .bitmaps = 4,
+      .granularity = 9, .unknown_ext = true },
 };
 /* clang-format on */
 enum { SHAPES = sizeof(shapes) / sizeof(shapes[0]) };
@@ -214,6 +219,48 @@ static void mutations_of_ext_l2(void)
     }
 }
 
+/* Bitmaps: what is wrong with them, and that stale ones leak and are nothing else. */
+static void mutations_of_bitmaps(void)
+{
+    static const struct make p = {.cluster_bits = 9, .refcount_order = 4, .size = (1 << 20) + 512,
+                                  .bitmaps = 2, .granularity = 9, .first = 1, .seed = 3};
+    for (int i = 0; i < 9; i++) {
+        struct blk_mem m;
+        struct made made;
+        struct verdict v, old;
+        test_note("mutation %d", i);
+        qcow2_make(&m, &p, &made);
+        qcow2_judge_mem(&m, p.size, 0, 0, &old);
+        CHECK(old.bitmaps == 2 && old.bitmap_bits > 100 && !old.corruptions && !old.leaks);
+        u64 dir = made.dir_offset, table = get64(&m, dir);
+        if (i == 0)
+            put64(&m, dir + 8, 2ull << 32); /* one entry more than the disk needs */
+        else if (i == 1)
+            xor64(&m, dir + 8, 8); /* an unknown flag */
+        else if (i == 2)
+            xor64(&m, table, 4); /* a reserved bit */
+        else if (i == 3)
+            put64(&m, table, made.last_data); /* a cluster that is something else */
+        else if (i == 4)
+            put64(&m, dir + 32, table); /* a table that another has */
+        else if (i == 5)
+            put64(&m, get64(&m, table) + 256, 1ull << 48); /* a bit past the end: number 2057 */
+        else if (i == 6)
+            xor64(&m, made.ext_offset + 8, 8); /* a directory that ends elsewhere */
+        else if (i == 7)
+            xor64(&m, get64(&m, table), 1); /* one bit */
+        else
+            xor64(&m, 88, 1); /* stale */
+        qcow2_judge_mem(&m, p.size, 0, 0, &v);
+        CHECK(v.opens && (v.corruptions > 0) == (i < 7));
+        if (i >= 7)
+            CHECK(v.bitmap_hash != old.bitmap_hash && (v.leaks > 0) == (i == 8));
+        if (i == 8)
+            CHECK(qemu_check(&m) == LEAKS && v.bitmaps == 0);
+        blk_mem_free(&m);
+    }
+}
+
 static void headers_are_refused(void)
 {
     /* clang-format off */
@@ -312,6 +359,7 @@ int main(void)
     RUN(made_images_are_clean);
     RUN(mutations_are_found);
     RUN(mutations_of_ext_l2);
+    RUN(mutations_of_bitmaps);
     RUN(headers_are_refused);
     RUN(content_is_seen);
     RUN(snapshots_are_seen);
