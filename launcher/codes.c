@@ -53,7 +53,8 @@ static const struct code_row rows[] = {
                                      "Retry the operation."},
     [instar_Code_BITMAPS_UNSUPPORTED] =
         {REFUSED, "BITMAPS_UNSUPPORTED",
-         "The image's persistent bitmaps are in the way of this operation"},
+         "The image's persistent bitmaps cannot be used",
+         "Try block-dirty-bitmap-remove to delete this bitmap from disk"},
     [instar_Code_NEW_BACKING_INCOMPATIBLE] = {REFUSED, "NEW_BACKING_INCOMPATIBLE",
                                               "The new backing file does not fit the image"},
     [instar_Code_EXTERNAL_DATA_FILE] =

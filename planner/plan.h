@@ -14,8 +14,8 @@
  *  P5  A plan that switches metadata marks one commit patch, inside one sector.
  *  P6  Bytes that no patch names are preserved: fields are patched, headers are never rewritten.
  *  P7  Before the commit, patches touch only bytes that the old header cannot reach (table entries
- *      past the old end of the disk count as such), or raise a refcount, or do what a specification
- *      demands first (clear unknown autoclear bits).
+ *      past the old end of the disk count as such, and so does what the header declares stale), or
+ *      raise a refcount, or do what a specification demands first (clear autoclear bits).
  *  P8  PATCH_LENGTH precedes any write past the old end of the file.
  *  P9  patch.data is the planner's, valid only during emit().
  *  P10 Where a format allows no order that satisfies P4 and P5, the epoch is marked so and an undo

@@ -3,6 +3,7 @@
  * qcow2: which images can be changed at all, and the plan that serves a request. Messages are
  * qemu-img's where it has them (parity A.6).
  */
+#include "qcow2_bitmaps.h"
 #include "qcow2_data.h"
 #include "qcow2_grow.h"
 #include "qcow2_rebuild.h"
@@ -21,10 +22,6 @@ static int check_supported(const struct image *img, const struct resize_args *a,
     if (q->version == 2 && q->nb_snapshots)
         return FAIL(e, ERR_UNSUPPORTED_FEATURE, "Can't resize a v2 image which has snapshots",
                     QH_NB_SNAPSHOTS, q->nb_snapshots);
-    if (q->has_bitmaps_ext && q->nb_bitmaps)
-        return FAIL(e, ERR_BITMAPS_UNSUPPORTED,
-                    "Resizing an image with persistent bitmaps is not yet supported", 0,
-                    q->nb_bitmaps);
     if (a->preallocation != PREALLOC_OFF && q->crypt_method)
         return FAIL(e, ERR_LUKS_UNSUPPORTED,
                     "Preallocation in an encrypted image needs its key, and is not supported",
@@ -32,11 +29,12 @@ static int check_supported(const struct image *img, const struct resize_args *a,
     return qcow2_data_check(img, e);
 }
 
-/* Before anything else is changed, as the specification demands. */
+/* Before anything else is changed, as the specification demands. The bit of the bitmaps is
+ * qcow2_bitmaps.c's. */
 static int clear_autoclear(struct image *img, struct sink *s, struct err *e)
 {
     u8 field[8];
-    u64 keep = img->u.qcow2.autoclear & QCOW2_AUTOCLEAR_DATA_FILE_RAW;
+    u64 keep = img->u.qcow2.autoclear & QCOW2_AUTOCLEAR_KNOWN;
     if (keep == img->u.qcow2.autoclear)
         return 0;
     put_be64(field, keep);
@@ -45,20 +43,36 @@ static int clear_autoclear(struct image *img, struct sink *s, struct err *e)
     return rc ? rc : plan_barrier(s, "before anything else is changed", e);
 }
 
+static int resize_disk(struct image *img, const struct resize_args *a, struct plan_state *state,
+                       struct sink *s, struct err *e)
+{
+    int rc = clear_autoclear(img, s, e);
+    if (rc)
+        return rc;
+    return a->new_size < img->size || qcow2_shrink_goes_on(state)
+               ? qcow2_plan_shrink(img, a, state, s, e)
+               : qcow2_plan_grow(img, a, state, s, e);
+}
+
+/* In this order: refcounts are rebuilt, bitmaps get their new size, the disk gets its own. */
 static int qcow2_resize(struct image *img, const struct resize_args *a, struct plan_state *state,
                         struct sink *s, struct err *e)
 {
+    const struct qcow2 *q = &img->u.qcow2;
     int rc = check_supported(img, a, e);
-    if (rc || (rc = clear_autoclear(img, s, e)))
-        return rc;
-    bool shrink = a->new_size < img->size || qcow2_shrink_goes_on(state);
-    if (!shrink && img->u.qcow2.backing_file_offset && img->u.qcow2.backing_file_size &&
+    if (!rc && a->new_size > img->size && q->backing_file_offset && q->backing_file_size &&
         !img->backing)
-        return FAIL(e, ERR_PROTOCOL, "The backing file is needed and was not attached",
-                    QH_BACKING_FILE_OFFSET, 0);
-    if (img->u.qcow2.incompatible & QCOW2_INCOMPAT_DIRTY)
-        return qcow2_plan_rebuild(img, a, state, s, e);
-    return shrink ? qcow2_plan_shrink(img, a, state, s, e) : qcow2_plan_grow(img, a, state, s, e);
+        rc = FAIL(e, ERR_PROTOCOL, "The backing file is needed and was not attached",
+                  QH_BACKING_FILE_OFFSET, 0);
+    if (rc)
+        return rc;
+    if (q->incompatible & QCOW2_INCOMPAT_DIRTY) {
+        rc = clear_autoclear(img, s, e);
+        return rc ? rc : qcow2_plan_rebuild(img, a, state, s, e);
+    }
+    return qcow2_bitmaps_pending(img, state)
+               ? qcow2_plan_bitmaps(img, a, state, resize_disk, s, e)
+               : resize_disk(img, a, state, s, e);
 }
 
 const struct planner qcow2_planner = {&qcow2_format, qcow2_resize};

@@ -312,3 +312,15 @@ int qcow2_alloc_move_reftable(struct image *img, const struct qcow2_alloc *a, st
         return rc;
     return plan_barrier(s, "done", e);
 }
+
+u64 qcow2_alloc_eventual(const struct image *img, u64 size, u64 n)
+{
+    const struct qcow2 *q = &img->u.qcow2;
+    /* Refcount blocks count n, the file so far, and themselves; the table may move a few times. */
+    u64 per_block = 1ull << qcow2_refblock_bits(q);
+    u64 blocks = div_up(n, per_block - 1) + 2;
+    u64 table = div_up((div_up(size, img->unit) + n + blocks) / per_block * 8 + 16, img->unit);
+    if (table > q->refcount_table_clusters)
+        n += 3 * table;
+    return round_up(size, img->unit) + (n + blocks) * img->unit;
+}

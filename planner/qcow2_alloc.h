@@ -57,4 +57,8 @@ int qcow2_release(struct image *img, const struct qcow2_alloc *a, const struct c
 int qcow2_alloc_move_reftable(struct image *img, const struct qcow2_alloc *a, struct sink *s,
                               struct err *e);
 
+/* The most bytes that a file of `size` bytes may come to by allocating `clusters` clusters, in any
+ * number of epochs. */
+u64 qcow2_alloc_eventual(const struct image *img, u64 size, u64 clusters);
+
 #endif

@@ -60,8 +60,7 @@ void qcow2_drop_entry(struct image *img, struct qcow2_drop *d, u64 entry)
         qcow2_drop_add(d, (off >> q->cluster_bits) + i);
 }
 
-/* Sorts a[0..cnt) with the help of tmp; returns whichever of the two holds the result. */
-static u64 *sort(u64 *a, u64 *tmp, u64 cnt)
+u64 *qcow2_sort(u64 *a, u64 *tmp, u64 cnt)
 {
     u64 max = 0;
     for (u64 i = 0; i < cnt; i++)
@@ -95,7 +94,7 @@ int qcow2_drop_spare_blocks(struct image *img, struct qcow2_drop *d, struct err 
         if (off)
             d->spared[n++] = off >> q->cluster_bits;
     }
-    u64 *sorted = sort(d->spared, d->tmp, n);
+    u64 *sorted = qcow2_sort(d->spared, d->tmp, n);
     if (sorted != d->spared)
         memcpy(d->spared, sorted, n * 8);
     d->spared_cnt = n;
@@ -109,7 +108,7 @@ int qcow2_drop_spare_blocks(struct image *img, struct qcow2_drop *d, struct err 
 /* Sorts the list, without what is spared. */
 static void prepare(struct qcow2_drop *d)
 {
-    u64 *sorted = sort(d->idx, d->tmp, d->cnt), n = 0, s = 0;
+    u64 *sorted = qcow2_sort(d->idx, d->tmp, d->cnt), n = 0, s = 0;
     d->tmp = sorted == d->idx ? d->tmp : d->idx;
     d->idx = sorted;
     for (u64 i = 0; i < d->cnt; i++) {

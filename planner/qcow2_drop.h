@@ -26,6 +26,9 @@ struct qcow2_drop {
     u64 *spared, spared_cnt; /* refcount blocks, by cluster index, ascending */
 };
 
+/* Sorts a[0..cnt) with the help of tmp, as long; returns whichever of the two holds the result. */
+u64 *qcow2_sort(u64 *a, u64 *tmp, u64 cnt);
+
 /* An empty list in the caller's memory, `len` bytes: PLAN_WORK. `fresh`: nothing was freed yet. */
 void qcow2_drop_init(const struct image *img, struct qcow2_drop *d, void *mem, size_t len,
                      bool fresh);

@@ -166,13 +166,7 @@ u64 qcow2_fill_eventual(const struct image *img, enum qcow2_fill_kind kind, u64 
     u64 n = div_up(data, 1ull << q->l2_bits) + 1;
     if (!qcow2_has_data_file(q))
         n += kind == QCOW2_FILL_DATA ? data : 1;
-    /* Refcount blocks count n, the file so far, and themselves; the table may move a few times. */
-    u64 per_block = 1ull << qcow2_refblock_bits(q);
-    u64 blocks = div_up(n, per_block - 1) + 2;
-    u64 table = div_up((div_up(size, img->unit) + n + blocks) / per_block * 8 + 16, img->unit);
-    if (table > q->refcount_table_clusters)
-        n += 3 * table;
-    return round_up(size, img->unit) + (n + blocks) * img->unit;
+    return qcow2_alloc_eventual(img, size, n);
 }
 
 /* The refcount blocks that count [first, end) must be sound; *after: behind the last cluster of it

@@ -13,6 +13,7 @@
  */
 #include "qcow2_grow.h"
 #include "copy.h"
+#include "qcow2_bitmaps.h"
 #include "qcow2_data.h"
 #include "qcow2_fill.h"
 #include "qcow2_header.h"
@@ -207,7 +208,7 @@ static int prepare(struct grow *g, u8 *work, struct err *e)
 }
 
 /* The header fields that change, in one write inside sector 0. */
-static int commit(struct grow *g, u64 size, struct err *e)
+static int commit(struct grow *g, u64 size, const struct plan_state *state, struct err *e)
 {
     const struct qcow2_alloc *a = &g->plan.alloc;
     struct qcow2_header h;
@@ -223,6 +224,8 @@ static int commit(struct grow *g, u64 size, struct err *e)
         qcow2_header_put64(&h, QH_REFCOUNT_TABLE_OFFSET, a->reftable.first * g->cluster);
         qcow2_header_put32(&h, QH_REFCOUNT_TABLE_CLUSTERS, (u32)a->reftable.cnt);
     }
+    if (size == g->new_size)
+        qcow2_bitmaps_revive(state, &h);
     return qcow2_header_commit(&h, g->s, "the new size, and the tables that serve it", e);
 }
 
@@ -305,7 +308,7 @@ static int fill(struct grow *g, const struct resize_args *a, struct plan_state *
         return qcow2_fill_step(g->img, &f, voff, g->s, e);
     state->more = false;
     g->plan = (struct qcow2_grow){.l1_size = g->q->l1_size};
-    return commit(g, g->new_size, e);
+    return commit(g, g->new_size, state, e);
 }
 
 /* Once the tables are ready: where the fill begins. */
@@ -357,7 +360,8 @@ int qcow2_plan_grow(struct image *img, const struct resize_args *a, struct plan_
         return qcow2_alloc_move_reftable(img, &g.plan.alloc, s, e);
     }
     *state = next;
-    if ((rc = prepare(&g, a->work, e)) || (rc = commit(&g, g.fill ? img->size : g.new_size, e)))
+    if ((rc = prepare(&g, a->work, e)) ||
+        (rc = commit(&g, g.fill ? img->size : g.new_size, state, e)))
         return rc;
     return give_back(&g, e);
 }

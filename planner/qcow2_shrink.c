@@ -15,6 +15,7 @@
  */
 #include "qcow2_shrink.h"
 #include "qcow2_alloc.h"
+#include "qcow2_bitmaps.h"
 #include "qcow2_data.h"
 #include "qcow2_drop.h"
 #include "qcow2_header.h"
@@ -87,7 +88,8 @@ static int whole_clusters(struct shrink *k, struct err *e)
     return rc || want == size ? rc : plan_barrier(k->s, "the file's length", e);
 }
 
-static int commit(struct shrink *k, const struct qcow2_tail *t, struct err *e)
+static int commit(struct shrink *k, const struct qcow2_tail *t, const struct plan_state *state,
+                  struct err *e)
 {
     struct qcow2_header h;
     u64 used = qcow2_l1_entries(k->q, k->new_size);
@@ -99,6 +101,7 @@ static int commit(struct shrink *k, const struct qcow2_tail *t, struct err *e)
         return rc;
     qcow2_header_put64(&h, QH_SIZE, k->new_size);
     qcow2_header_put32(&h, QH_L1_SIZE, (u32)used);
+    qcow2_bitmaps_revive(state, &h);
     if ((rc = qcow2_header_commit(&h, k->s, "the new size, and the shorter L1 table", e)) ||
         (rc = qcow2_tail_zero(k->img, t, k->s, e)))
         return rc;
@@ -262,5 +265,5 @@ int qcow2_plan_shrink(struct image *img, const struct resize_args *a, struct pla
     if ((rc = check_reftable(&k, e)) || (rc = qcow2_tail_look(img, &tail, e)))
         return rc;
     return qcow2_tail_clusters(&tail) ? unshare(&k, &tail, &state->eventual, e)
-                                      : commit(&k, &tail, e);
+                                      : commit(&k, &tail, state, e);
 }

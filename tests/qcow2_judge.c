@@ -464,11 +464,13 @@ static void bitmap_byte(struct judge *j, uint64_t which, uint32_t g, uint64_t at
 static void bitmap_table(struct judge *j, uint64_t which, uint64_t off, uint64_t cnt, uint32_t g)
 {
     uint64_t bytes = ((j->size - 1) >> g) / 8 + 1;
-    uint8_t *buf = malloc((size_t)j->cs);
     refer(j, off, cnt * 8, BITMAP, "bitmap table");
-    if (!j->size || cnt != (bytes - 1) / j->cs + 1)
+    if (!j->size || cnt != (bytes - 1) / j->cs + 1 || cnt * j->cs > 512 << 20) {
         CORRUPT(j, "bitmap %llu: %llu table entries do not fit the disk", X(which), X(cnt));
-    for (uint64_t i = 0; j->size && i < cnt; i++) {
+        return;
+    }
+    uint8_t *buf = malloc((size_t)j->cs);
+    for (uint64_t i = 0; i < cnt; i++) {
         uint8_t e[8];
         read_at(j, off + i * 8, e, 8);
         uint64_t entry = get(e, 8), at = entry & OFFSET_BITS;

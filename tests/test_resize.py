@@ -348,12 +348,6 @@ def vmdk_descriptor(tmp_path):
     return path
 
 
-def bitmap(tmp_path):
-    path = create(tmp_path / "a.qcow2", MI)
-    qemu_img("bitmap", "--add", path, "b0")
-    return path
-
-
 def data_file(tmp_path):
     return create(tmp_path / "a.qcow2", MI, f"data_file={tmp_path / 'data.raw'}")
 
@@ -401,7 +395,6 @@ SHRINK = ("instar-launch: Use the --shrink option to perform a shrink operation.
 
 # name: (maker, arguments, code, words that stderr must hold; None: any, "=": exactly qemu-img's)
 REFUSED = {
-    "bitmap": (bitmap, ["+1M"], "BITMAPS_UNSUPPORTED", "bitmap"),
     "data-file": (data_file, ["+1M"], "EXTERNAL_DATA_FILE", "data-file"),
     "corrupt": (with_bits(72, 2), ["+1M"], "OVERLAY_CORRUPT",
                 "qcow2: Image is corrupt; cannot be opened read/write"),
