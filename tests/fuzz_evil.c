@@ -180,6 +180,41 @@ static void add_snapshot(struct list *t, const struct layout *l)
         add(t, l->snap_off + fields[i].off, fields[i].bytes, fields[i].name);
 }
 
+bool layout_bitmaps(const struct blk_mem *m, const struct layout *l, u64 *dir, u64 *size, u64 *cnt)
+{
+    u64 off = l->header_length;
+    for (unsigned i = 0; i < 64 && off + 8 <= l->cs && get(m, off, 4); i++) {
+        u64 len = get(m, off + 4, 4);
+        *cnt = get(m, off + 8, 4);
+        *size = get(m, off + 16, 8);
+        *dir = get(m, off + 24, 8);
+        if (get(m, off, 4) == 0x23852875)
+            return true;
+        off += 8 + round_up(len, 8);
+    }
+    return false;
+}
+
+static void add_bitmaps(struct list *t, const struct blk_mem *m, const struct layout *l)
+{
+    static const struct spot fields[] = {
+        { 0, 8, "bitmap_table_offset" }, { 8, 4, "bitmap_table_size" }, { 12, 4, "bitmap flags" },
+        { 16, 1, "bitmap type" }, { 17, 1, "granularity_bits" }, { 18, 2, "bitmap name_size" },
+        { 20, 4, "bitmap extra_data_size" }, { 24, 1, "bitmap name" },
+    };
+    u64 dir, size, cnt;
+    if (!layout_bitmaps(m, l, &dir, &size, &cnt))
+        return;
+    for (unsigned i = 0; i < sizeof(fields) / sizeof(fields[0]); i++)
+        add(t, dir + fields[i].off, fields[i].bytes, fields[i].name);
+    u64 table = get(m, dir, 8), last = table + (get(m, dir + 8, 4) - 1) * 8;
+    add(t, table, 8, "bitmap table entry");
+    add(t, last, 8, "last bitmap table entry");
+    add_count(t, m, l, dir / l->cs);
+    add_count(t, m, l, table / l->cs);
+    add_count(t, m, l, get(m, last, 8) / l->cs);
+}
+
 unsigned layout_spots(const struct blk_mem *m, const struct layout *l, struct spot out[SPOTS_MAX],
                       unsigned *header_cnt)
 {
@@ -190,6 +225,7 @@ unsigned layout_spots(const struct blk_mem *m, const struct layout *l, struct sp
     add_tables(&t, m, l);
     add_refcounts(&t, m, l);
     add_snapshot(&t, l);
+    add_bitmaps(&t, m, l);
     return t.cnt;
 }
 

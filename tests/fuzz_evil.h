@@ -20,6 +20,9 @@ struct layout {
 /* False: no header that one could go by (magic, version, cluster size, refcount width). */
 bool layout_read(const struct blk_mem *m, struct layout *l);
 
+/* What the bitmaps extension says: directory, its bytes, how many bitmaps. False: there is none. */
+bool layout_bitmaps(const struct blk_mem *m, const struct layout *l, u64 *dir, u64 *size, u64 *cnt);
+
 /* One big-endian number, or the byte that holds a narrow refcount. */
 struct spot {
     u64 off;
@@ -30,8 +33,9 @@ struct spot {
 enum { SPOTS_MAX = 192, EVIL_MAX = 128 };
 
 /* The header's fields and extensions, then entries of the L1 table, of L2 tables, of the refcount
- * table and blocks, and of the snapshot table: first, last, and around the end of the disk and of
- * the file. Returns how many; the first *header_cnt of them are the header's fields. */
+ * table and blocks, of the snapshot table and the bitmap directory: first, last, and around the end
+ * of the disk and of the file. Returns how many; the first *header_cnt of them are the header's
+ * fields. */
 unsigned layout_spots(const struct blk_mem *m, const struct layout *l, struct spot out[SPOTS_MAX],
                       unsigned *header_cnt);
 

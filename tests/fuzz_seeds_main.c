@@ -103,6 +103,8 @@ static void of_our_own(void)
           1ull << 50 },
         { "sub-tail", { .cluster_bits = 14, .ext_l2 = true, .refcount_order = 4, .last = true,
             .size = (1 << 20) + 5120, .last_kind = MAKE_SUB, .stale = true }, 9 << 20 },
+        { "bitmaps", { .cluster_bits = 9, .refcount_order = 4, .size = (1 << 20) + 512, .first = 2,
+            .bitmaps = 2, .granularity = 9 }, 9 << 20 },
         { "tiny", { .cluster_bits = 9, .refcount_order = 4, .size = 512 }, 1024 },
     };
     for (unsigned i = 0; i < sizeof(own) / sizeof(own[0]); i++) {

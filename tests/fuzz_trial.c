@@ -17,6 +17,7 @@ enum {
     UNPACK_MAX = 4,
     JUDGE_READS = 200000,
     JUDGE_SNAPSHOTS = 16,
+    BITMAPS_MAX = 8,
 };
 
 #define OFFSET_BITS 0x00fffffffffffe00ull
@@ -209,9 +210,30 @@ struct own {
     const struct blk_mem *m;
     struct layout l;
     u64 l1[2], l2[2], data[2];
+    u64 bitmap[2 + 2 * BITMAPS_MAX][2]; /* the directory, each table, its last cluster of bits */
     u64 block; /* a refcount block, found last time */
     bool dirty; /* refcounts are rebuilt, flags corrected */
 };
+
+/* What a grow may change of bitmaps that are valid. */
+static void find_bitmaps(struct own *o)
+{
+    const struct layout *l = &o->l;
+    u64 dir, size, cnt, at = 0, n = 0;
+    if (!layout_bitmaps(o->m, l, &dir, &size, &cnt) || l->version == 2 || !(word(o->m, 88) & 1))
+        return;
+    o->bitmap[n][0] = dir;
+    o->bitmap[n++][1] = dir + size;
+    for (u64 i = 0; i < min_u64(cnt, BITMAPS_MAX); i++) {
+        u64 table = word(o->m, dir + at), entries = word(o->m, dir + at + 8) >> 32;
+        u64 last = word(o->m, table + (entries - 1) * 8) & OFFSET_BITS;
+        o->bitmap[n][0] = table;
+        o->bitmap[n++][1] = table + round_up(entries * 8, l->cs);
+        o->bitmap[n][0] = last;
+        o->bitmap[n++][1] = last ? last + l->cs : 0;
+        at += round_up(24 + (word(o->m, dir + at + 16) >> 32 & 0xffff), 8);
+    }
+}
 
 static bool find_own(const struct blk_mem *m, struct own *o)
 {
@@ -223,6 +245,7 @@ static bool find_own(const struct blk_mem *m, struct own *o)
     u64 last = l->l1_used - 1, entry = l->ext_l2 ? 16 : 8, in = l->size % l->cs;
     o->l1[0] = l->l1_off + (l->l1_used ? last * 8 : 0);
     o->l1[1] = l->l1_off + round_up(l->l1_size * 8ull, l->cs);
+    find_bitmaps(o);
     u64 l2 = l->l1_used ? word(m, l->l1_off + last * 8) & OFFSET_BITS : 0;
     if (!l2)
         return true;
@@ -271,6 +294,9 @@ static bool own_byte(struct own *o, u64 off, u8 bits)
         return (off >= 24 && off < 60) || (l->version == 3 && off >= 88 && off < 96);
     if (within(o->l1, off) || within(o->l2, off) || within(o->data, off) || is_refblock(o, off))
         return true;
+    for (unsigned i = 0; i < sizeof(o->bitmap) / sizeof(o->bitmap[0]); i++)
+        if (within(o->bitmap[i], off))
+            return true;
     return l->rt_off <= off && off < l->rt_off + l->rt_clusters * l->cs &&
            !word(o->m, round_down(off, 8)); /* where no refcount block was */
 }
@@ -388,6 +414,11 @@ static bool check_verdicts(struct trial *t, const struct blk_mem *now, const str
     /* a grow gives up what stale entries name */
     if (t->sound && t->new_size < t->old_size && b->leaks && b->leaks > leaks_of(t, now->length))
         return wrong(t, "%llu leaks: %s", LL(b->leaks), b->first);
+    bool growing = t->new_size > t->old_size; /* a shrink loses bits */
+    if (t->sound && (a->bitmaps != b->bitmaps || (growing && a->bitmap_hash != b->bitmap_hash) ||
+                     (growing && !b->bitmap_zero)))
+        return wrong(t, "%llu bitmaps, and %llu afterwards, or other bits", LL(a->bitmaps),
+                     LL(b->bitmaps));
     return true;
 }
 

@@ -36,6 +36,8 @@ static const struct base {
         .above_eof = 0x35, .end = MAKE_END_SECTOR } },
     { "v2, 1 KiB", { .version = 2, .cluster_bits = 10, .size = (1 << 20) + 1536, .first = 4,
         .last = true, .stale_l2 = true } },
+    { "512, bitmaps", { .cluster_bits = 9, .refcount_order = 4, .size = (5 << 20) + 512,
+        .first = 4, .bitmaps = 3, .granularity = 9, .l1_middle = true } },
     { "overlay below a longer image", { .cluster_bits = 12, .refcount_order = 4, .last = false,
         .size = (253 << 10) + 512, .first = 3, .backing = "b", .backing_format = "qcow2" },
       { .cluster_bits = 12, .refcount_order = 4, .size = 384 << 10, .first = 70, .kinds = KINDS } },
