@@ -88,8 +88,9 @@ static void tell_aftermath(const struct vm *vm, bool repaired, struct err *e)
     if (worst == DISK_UNTOUCHED)
         err_add(e, "Nothing had been granted or written: the image is unchanged.");
     else if (repaired)
-        err_add(e, "The image had not been closed cleanly, and its refcounts were rebuilt first: it "
-                   "is repaired, and keeps its size.");
+        err_add(e,
+                "The image had not been closed cleanly, and its refcounts were rebuilt first: it "
+                "is repaired, and keeps its size.");
     else if (granted)
         err_add(e, "The image has its old size or its new one, and all its data.");
     else

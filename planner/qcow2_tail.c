@@ -127,7 +127,8 @@ static int decide(struct image *img, struct qcow2_tail *t, struct err *e)
 {
     const struct qcow2 *q = &img->u.qcow2;
     u64 l2_count, count, data = t->entry & QCOW2_OFFSET_MASK;
-    int rc = t->beyond ? count_of(img, data, &count, e) : 0; /* or something new would stand there */
+    int rc =
+        t->beyond ? count_of(img, data, &count, e) : 0; /* or something new would stand there */
     if (rc)
         return rc;
     if (!t->zero && !t->copy_data && !t->stale_end && !t->own_l2)
