@@ -94,7 +94,7 @@ void plan_print(const struct job *job, const struct disk *disks, const instar_Ou
         size("data file:", disks[r->files_after[i].slot].length, r->files_after[i].length);
     printf("%-14s%llu\n", "patches:", (unsigned long long)job->patches);
     if (r->more)
-        puts("More epochs follow; they depend on what this one writes, and are not shown.");
+        puts("More epochs follow; what they depend on is more than a dry run has memory for.");
     puts("Dry run: nothing was written.");
 }
 

@@ -6,7 +6,7 @@
 #include "newsize.h"
 #include "op.h"
 
-enum { COPY_MEM = 4 << 20 };
+enum { COPY_MEM = 4 << 20, DRY_RUN_MEM = 48 << 20 };
 
 static int need(struct plan_host *h, u32 epoch, const struct plan_need *n, struct err *e)
 {
@@ -182,6 +182,8 @@ int op_run(struct op *op, instar_Outcome *out, struct err *e)
     u8 *mem = op_alloc((size_t)op->disks * IMAGE_MEM);
     void *scratch = op_alloc(IMAGE_SCRATCH), *work = op_alloc(PLAN_WORK);
     host.mem = op_alloc(COPY_MEM);
+    if (req->dry_run)
+        host.scratch = op_alloc(host.scratch_len = DRY_RUN_MEM);
     out->which_result = instar_Outcome_resize_tag;
     r->file_size_before = r->file_size_after = op->disk[0]->size;
     int rc = open_images(op, &all, mem, scratch, e);

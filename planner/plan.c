@@ -3,6 +3,7 @@
  * planners[], the registry; how planners emit; and plan_run(), which takes every epoch through the
  * check sink, the grant and the apply sink. To add a format: one file and one line here.
  */
+#include "scratch.h"
 #include "sinks.h"
 
 const struct planner *const planners[] = {&qcow2_planner, &raw_planner, NULL};
@@ -144,7 +145,18 @@ static int apply_pass(const struct step *st, struct plan_state *state,
     return 0;
 }
 
-static int plan_run(const struct step *st, struct plan_host *h, struct err *e)
+/* Everything between the two passes: what the epoch needs is asked for. */
+static int ask(const struct step *st, const struct plan_state *state, struct check_sink *check,
+               struct plan_host *h, struct err *e)
+{
+    struct plan_need *need = &check->need;
+    need->room |= need->eventual > st->img->file[0]->size;
+    need->undo = check->undo.cnt;
+    int rc = need->undo ? undo_show(&check->undo, h, e) : 0;
+    return rc || (!need->room && !need->undo) ? rc : h->need(h, state->epoch, need, e);
+}
+
+static int run_epochs(const struct step *st, struct plan_host *h, struct err *e)
 {
     struct plan_state state = {0}, copy;
     struct check_sink check;
@@ -157,15 +169,11 @@ static int plan_run(const struct step *st, struct plan_host *h, struct err *e)
         for (int i = 0; i < st->img->files; i++)
             h->length[i] = check.length[i];
         check.need.eventual = state.epoch == 0 ? copy.eventual : 0;
+        h->eventual = max_u64(h->eventual, max_u64(check.need.eventual, check.length[0]));
         h->more = copy.more;
-        h->eventual = check.need.eventual;
-        if (h->dry_run)
+        if (h->dry_run && (!h->scratch || !copy.more))
             return 0;
-        check.need.room |= check.need.eventual > st->img->file[0]->size;
-        check.need.undo = check.undo.cnt;
-        if (check.need.undo && (rc = undo_show(&check.undo, h, e)))
-            return rc;
-        if ((check.need.room || check.need.undo) && (rc = h->need(h, state.epoch, &check.need, e)))
+        if (!h->dry_run && (rc = ask(st, &state, &check, h, e)))
             return rc;
         h->begun |= !copy.stage;
         if ((rc = apply_pass(st, &state, &check, h, e)))
@@ -174,6 +182,31 @@ static int plan_run(const struct step *st, struct plan_host *h, struct err *e)
         state.epoch++;
     } while (state.more);
     return 0;
+}
+
+/* A dry run, on disks over the image's own. What their memory cannot hold is not shown. */
+static int rehearse_epochs(const struct step *st, struct plan_host *h, struct err *e)
+{
+    struct scratch_pool pool;
+    struct scratch disk[IMAGE_FILES];
+    struct image *img = st->img;
+    scratch_pool_init(&pool, h->scratch, h->scratch_len);
+    for (u8 i = 0; i < img->files; i++) {
+        scratch_init(&disk[i], img->file[i], i, &pool);
+        img->file[i] = &disk[i].blk;
+    }
+    int rc = run_epochs(st, h, e);
+    for (u8 i = 0; i < img->files; i++)
+        img->file[i] = disk[i].below;
+    if (rc != ERR_SCRATCH_TOO_SMALL)
+        return rc;
+    *e = (struct err){0};
+    return 0;
+}
+
+static int plan_run(const struct step *st, struct plan_host *h, struct err *e)
+{
+    return h->dry_run && h->scratch ? rehearse_epochs(st, h, e) : run_epochs(st, h, e);
 }
 
 static int resize_step(const struct step *st, struct plan_state *state, struct sink *s,

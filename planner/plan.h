@@ -127,13 +127,15 @@ struct plan_host {
     int (*show)(struct plan_host *, u32 epoch, const struct patch *, struct err *);
     /* Called now and then while a long plan is checked, which does no I/O; NULL if nobody waits. */
     void (*alive)(struct plan_host *, u64 patches);
-    bool dry_run; /* stop after the first check pass */
+    bool dry_run;       /* change nothing: each epoch is shown, and carried out in `scratch` only */
+    void *scratch;      /* memory for that, 8-aligned; NULL: the first epoch is the last shown */
+    size_t scratch_len; /* where it does not suffice, the plan is shown as far as it does */
     void *mem;    /* copy buffer for apply, page aligned; the check pass keeps undo records in it */
     size_t mem_len; /* a multiple of BLK_IO_MAX, at least one; two where epochs are of P10 */
     u64 length[IMAGE_FILES]; /* out: file lengths after the plan */
     bool repaired;           /* out: a stage has been applied, whatever came after it */
     bool begun;              /* out: an epoch that is no stage has been applied, if in part */
-    bool more;               /* out, of a dry run: other epochs follow, which depend on the first */
+    bool more;               /* out, of a dry run: other epochs follow, which are not shown */
     u64 eventual;            /* out, of a dry run: plan_need.eventual */
 };
 

@@ -149,7 +149,7 @@ PLANS = {
 def check_bounds(plan, length):
     """Every patch lies in the file as it is by then, and an epoch ends at a barrier."""
     for p in plan["plan"]:
-        assert p["epoch"] == 0 and p["slot"] == 0 and p["why"]
+        assert p["slot"] == 0 and p["why"]
         if p["kind"] == "length":
             length = p["length"]
         elif p["kind"] == "barrier":
@@ -166,6 +166,7 @@ def check_bounds(plan, length):
 
 @pytest.mark.parametrize("name", PLANS)
 def test_kinds_of_plans(tmp_path, name):
+    """Every epoch is shown, and nothing written; the patches, done by hand, are what a run does."""
     maker, args, one_epoch = PLANS[name]
     image = maker(tmp_path)
     before = {p: state(p) for p in tmp_path.iterdir()}
@@ -175,38 +176,31 @@ def test_kinds_of_plans(tmp_path, name):
     assert {p: state(p) for p in tmp_path.iterdir()} == before and watch.events() == []
     assert text.endswith("Dry run: nothing was written.\n")
     assert f"patches:      {len(plan['plan'])}\n" in text
-    assert plan["more"] is not one_epoch and ("More epochs follow" in text) is not one_epoch
+    assert plan["more"] is False and "More epochs follow" not in text
     check_bounds(plan, before[image][0])
-    commits = [p for p in plan["plan"] if p.get("commit")]
-    assert len(commits) == (0 if name in ("nothing", "shrink-shared") else 1)
+    epochs = [p["epoch"] for p in plan["plan"]]
+    assert epochs == sorted(epochs) and (set(epochs) <= {0}) is one_epoch
+    commits = [p["epoch"] for p in plan["plan"] if p.get("commit")]
+    assert len(commits) == len(set(commits)) and bool(commits) is (name != "nothing")
 
     by_hand = tmp_path / "by-hand.qcow2"
     shutil.copyfile(image, by_hand)
     writes = [p for p in plan["plan"] if p["kind"] == "write"]
     assert all(("data" in p) == (p["length"] <= 64) for p in writes)
     shown = all("data" in p for p in writes)  # else it cannot be done by hand
-    assert shown or name in ("refcount-block", "refcount-table", "shrink-512")
-    if shown:
-        perform(plan, by_hand)
     done = json.loads(run(LAUNCH, "resize", "--output=json", *args[:-1], image, args[-1],
                           check=True).stdout)
-    assert done["new_virtual_size"] == plan["new_virtual_size"]
-    if one_epoch:
-        assert done == {k: v for k, v in plan.items() if k not in ("dry_run", "plan", "more")}
-        assert os.stat(image).st_size == plan["new_file_size"]
-        if shown:
-            assert sha256(image) == sha256(by_hand)
-    else:  # the first epoch alone leaves a consistent image: at most, clusters leak
-        assert qemu_img("check", "-f", "qcow2", by_hand, check=False).returncode in (0, 3)
-        shrunk = shown and "--shrink" in args and commits
-        assert info(by_hand)["virtual-size"] == plan[
-            "new_virtual_size" if shrunk else "old_virtual_size"]
-        # and is what the run began with: a second one ends as the first did
-        again = json.loads(run(LAUNCH, "resize", "--output=json", *args[:-1], by_hand, args[-1],
-                               check=True).stdout)
-        assert again["new_virtual_size"] == done["new_virtual_size"]
-        assert qemu_img("compare", "-f", "qcow2", "-F", "qcow2", image, by_hand).returncode == 0
+    assert done == {k: v for k, v in plan.items() if k not in ("dry_run", "plan", "more")}
+    assert os.stat(image).st_size == plan["new_file_size"]
     assert qemu_img("check", "-f", "qcow2", image).returncode == 0
+    if shown:
+        perform(plan, by_hand)
+        assert qemu_img("compare", "-f", "qcow2", "-F", "qcow2", image, by_hand).returncode == 0
+        assert qemu_img("check", "-f", "qcow2", by_hand).returncode == 0
+        if not any(p["kind"] == "discard" for p in plan["plan"]):  # holes may read as they like
+            assert sha256(image) == sha256(by_hand)
+    assert shown or name in ("refcount-block", "refcount-table", "metadata", "falloc", "full",
+                             "backing-longer", "backing-longer-v2") or "--shrink" in args
 
 
 @pytest.mark.parametrize("args", [["-f", "raw", "+1M"], ["-f", "raw", "--shrink", "100"], ["+1M"],
