@@ -175,10 +175,10 @@ static int run_epochs(const struct step *st, struct plan_host *h, struct err *e)
             return 0;
         if (!h->dry_run && (rc = ask(st, &state, &check, h, e)))
             return rc;
-        h->begun |= !copy.stage;
+        h->begun |= !copy.stage && !h->dry_run;
         if ((rc = apply_pass(st, &state, &check, h, e)))
             return rc;
-        h->repaired |= state.stage;
+        h->repaired |= state.stage && !h->dry_run;
         state.epoch++;
     } while (state.more);
     return 0;

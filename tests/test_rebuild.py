@@ -188,10 +188,10 @@ def test_dry_run(tmp_path):
     before = sha256(path)
     p = launch("resize", "--dry-run", path, "+1G")
     assert p.returncode == 0 and p.stderr == "" and sha256(path) == before
-    assert "COMMIT: the new refcounts" in p.stdout and "More epochs follow" in p.stdout
+    assert "COMMIT: the new refcounts" in p.stdout and "COMMIT: the new size" in p.stdout
     plan = json.loads(launch("resize", "--dry-run", "--output=json", path, "+1G").stdout)
-    assert plan["more"] is True and {x["epoch"] for x in plan["plan"]} == {0}
-    assert [x["offset"] for x in plan["plan"] if x.get("commit")] == [48]
+    assert plan["more"] is False and {x["epoch"] for x in plan["plan"]} == {0, 1}
+    assert [x["offset"] for x in plan["plan"] if x.get("commit")] == [48, 24]
     assert sha256(path) == before
 
 
