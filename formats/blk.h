@@ -43,6 +43,7 @@ struct blk {
     u32 sector; /* logical block size: 512 or 4096 */
     u8 slot;
     bool writable;
+    bool device; /* a block device: `size` may be less than what it has (planner/plan.h) */
 };
 
 /* Any offset, length and alignment; bytes past `size` read as zero. ERR_READ_FAILED. */

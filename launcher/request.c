@@ -21,6 +21,7 @@ int request_write(struct job *job, const struct disk *disks, unsigned count, int
         d->writable = disks[i].writable;
         d->role = disks[i].role;
         d->of = disks[i].of;
+        d->device = disks[i].device;
         if (disks[i].format)
             snprintf(d->format, sizeof d->format, "%s", disks[i].format);
     }

@@ -105,8 +105,8 @@ static int disk_batch(struct blk_req *r, unsigned n, struct err *e)
     return run(v, n, e);
 }
 
-static const struct blk_ops disk_ops = {disk_read, disk_write, disk_zero, disk_discard,
-                                        disk_flush, disk_grow, disk_batch};
+static const struct blk_ops disk_ops = {disk_read,  disk_write, disk_zero, disk_discard,
+                                        disk_flush, disk_grow,  disk_batch};
 
 int disks_open(struct op *op, struct err *e)
 {
@@ -121,8 +121,12 @@ int disks_open(struct op *op, struct err *e)
         if (sector != 512 && sector != BLK_SECTOR_MAX)
             return FAIL(e, ERR_UNSUPPORTED_FEATURE, "Disk {off} has sectors of {val} bytes", i,
                         sector);
-        disk[i] = (struct blk){&disk_ops, r->disks[i].length, sector, (u8)i,
-                               r->disks[i].writable && !vblk_read_only(i)};
+        disk[i] = (struct blk){&disk_ops,
+                               r->disks[i].length,
+                               sector,
+                               (u8)i,
+                               r->disks[i].writable && !vblk_read_only(i),
+                               r->disks[i].device};
         op->disk[i] = &disk[i];
         op->disks++;
     }

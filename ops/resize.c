@@ -152,13 +152,16 @@ static int resize(struct op *op, struct images *all, struct plan_host *host, voi
         return rc;
     if (!grow && req->unallocated && (rc = check_unallocated(img, r->resolved_new_virtual_size, e)))
         return rc;
+    bool device = img->file[0]->device;
+    if (device)
+        plan_on_device(img);
     struct resize_args args = {r->resolved_new_virtual_size, (enum preallocation)req->preallocation,
                                work, PLAN_WORK};
     rc = plan_resize(img, &args, host, e);
     r->rebuilt = host->repaired && !(rc && host->begun);
     if (rc)
         return rc;
-    r->file_size_after = host->length[0];
+    r->file_size_after = device ? r->file_size_before : host->length[0];
     for (u8 i = 1; i < img->files; i++)
         r->files_after[r->files_after_count++] =
             (instar_FileLength){img->file[i]->slot, host->length[i]};

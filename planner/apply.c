@@ -46,6 +46,14 @@ static int copy(struct apply_sink *a, const struct patch *p, struct err *e)
     return rc;
 }
 
+/* What a file gains reads zero by itself; what an image gains of its device does not. */
+static int lengthen(struct blk *b, u64 len, struct err *e)
+{
+    u64 old = b->size;
+    int rc = blk_grow(b, len, e);
+    return rc || !b->device || len <= old ? rc : blk_zero(b, old, len - old, true, e);
+}
+
 static int flush_all(struct image *img, struct err *e)
 {
     int rc = 0;
@@ -67,7 +75,7 @@ static int apply_emit(struct sink *s, const struct patch *p, struct err *e)
                     0);
     switch (p->kind) {
     case PATCH_LENGTH:
-        return blk_grow(b, p->len, e);
+        return lengthen(b, p->len, e);
     case PATCH_WRITE:
         return blk_write(b, p->off, p->data, p->len, e);
     case PATCH_ZERO:

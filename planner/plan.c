@@ -223,6 +223,16 @@ static const struct planner *find_planner(const struct format *f)
     return NULL;
 }
 
+void plan_on_device(struct image *img)
+{
+    const struct planner *p = find_planner(img->format);
+    struct blk *b = img->file[0];
+    struct err ignored = {0};
+    u64 end;
+    if (p && p->end && !p->end(img, &end, &ignored))
+        b->size = min_u64(b->size, round_up(end, b->sector));
+}
+
 int plan_resize(struct image *img, const struct resize_args *a, struct plan_host *h, struct err *e)
 {
     const struct planner *p = find_planner(img->format);

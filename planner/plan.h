@@ -97,6 +97,9 @@ struct planner {
     const struct format *format;
     int (*resize)(struct image *, const struct resize_args *, struct plan_state *, struct sink *,
                   struct err *);
+    /* Where the image ends in a device that is longer; what follows is nobody's. NULL: never before
+     * the device does. */
+    int (*end)(struct image *, u64 *end, struct err *);
 };
 
 extern const struct planner raw_planner, qcow2_planner;
@@ -130,7 +133,7 @@ struct plan_host {
     bool dry_run;       /* change nothing: each epoch is shown, and carried out in `scratch` only */
     void *scratch;      /* memory for that, 8-aligned; NULL: the first epoch is the last shown */
     size_t scratch_len; /* where it does not suffice, the plan is shown as far as it does */
-    void *mem;    /* copy buffer for apply, page aligned; the check pass keeps undo records in it */
+    void *mem; /* copy buffer for apply, page aligned; the check pass keeps undo records in it */
     size_t mem_len; /* a multiple of BLK_IO_MAX, at least one; two where epochs are of P10 */
     u64 length[IMAGE_FILES]; /* out: file lengths after the plan */
     bool repaired;           /* out: a stage has been applied, whatever came after it */
@@ -138,6 +141,11 @@ struct plan_host {
     bool more;               /* out, of a dry run: other epochs follow, which are not shown */
     u64 eventual;            /* out, of a dry run: plan_need.eventual */
 };
+
+/* For an image that stands on a device: from here on file[0] is as long as the image needs, and can
+ * grow within the device. What it gains is zeroed when a plan asks for it. An image whose end
+ * cannot be told keeps the whole device. */
+void plan_on_device(struct image *img);
 
 /* Runs each epoch twice from the same state: into the check sink, which proves it legal and adds up
  * what it needs, then, once granted, into the apply sink. The image is opened anew before each

@@ -5,6 +5,7 @@
  */
 #include "qcow2_bitmaps.h"
 #include "qcow2_data.h"
+#include "qcow2_end.h"
 #include "qcow2_grow.h"
 #include "qcow2_rebuild.h"
 #include "qcow2_shrink.h"
@@ -75,4 +76,4 @@ static int qcow2_resize(struct image *img, const struct resize_args *a, struct p
                : resize_disk(img, a, state, s, e);
 }
 
-const struct planner qcow2_planner = {&qcow2_format, qcow2_resize};
+const struct planner qcow2_planner = {&qcow2_format, qcow2_resize, qcow2_end};

@@ -93,6 +93,32 @@ int qcow2_refblock_sound(struct image *img, u64 idx, u64 *off, struct err *e)
     return rc ? rc : qcow2_refblock_check(img, cluster_idx, count, e);
 }
 
+int qcow2_refblock_look(struct image *img, u64 block, u64 off, bool *empty, u64 *last,
+                        struct err *e)
+{
+    const struct qcow2 *q = &img->u.qcow2;
+    u64 first = block << qcow2_refblock_bits(q), self = off >> q->cluster_bits;
+    *empty = true;
+    for (u64 at = 0; at < img->unit; at += 512) {
+        const u8 *p;
+        int rc = window_get(&img->win2, img->file[0], off + at, 512, off + img->unit, &p, e);
+        if (rc)
+            return rc;
+        for (u64 b = 0; b < 512; b += 8) {
+            u64 word;
+            memcpy(&word, p + b, 8);
+            for (u64 i = 0; word && i < 64u >> q->refcount_order; i++) {
+                u64 idx = first + ((at + b) * 8 >> q->refcount_order) + i;
+                if (!qcow2_count_get(p + b, q->refcount_order, i))
+                    continue;
+                *last = idx;
+                *empty &= idx == self;
+            }
+        }
+    }
+    return 0;
+}
+
 /* Changes those of the entries [base, base+cnt), held in buf, that lie in the run. */
 static void change(u8 *buf, u32 order, u64 base, u64 cnt, const struct cluster_run *run, bool drop)
 {

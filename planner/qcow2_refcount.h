@@ -28,6 +28,11 @@ int qcow2_refblock_sound(struct image *img, u64 idx, u64 *off, struct err *e);
 /* The same, where the block's cluster and its count are known. */
 int qcow2_refblock_check(const struct image *img, u64 cluster_idx, u64 count, struct err *e);
 
+/* Looks through block `block`, at `off`. *empty: it counts nothing but, perhaps, itself. *last: the
+ * index of the last cluster that it does count; else unchanged. */
+int qcow2_refblock_look(struct image *img, u64 block, u64 off, bool *empty, u64 *last,
+                        struct err *e);
+
 /* The count of cluster `idx` (an index, not an offset); 0 where no block covers it. */
 int qcow2_refcount_get(struct image *img, u64 idx, u64 *count, struct err *e);
 

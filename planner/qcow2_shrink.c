@@ -167,34 +167,6 @@ static int stream(struct shrink *k, struct err *e)
     return qcow2_drop_emit(k->img, &k->drop, k->s, past_the_end, e);
 }
 
-/* Does the refcount block at `off` count nothing but, perhaps, itself? *last: the index of the last
- * cluster that it does count. */
-static int look_at_block(struct image *img, u64 block, u64 off, bool *empty, u64 *last,
-                         struct err *e)
-{
-    const struct qcow2 *q = &img->u.qcow2;
-    u64 first = block << qcow2_refblock_bits(q), self = off >> q->cluster_bits;
-    *empty = true;
-    for (u64 at = 0; at < img->unit; at += 512) {
-        const u8 *p;
-        int rc = window_get(&img->win2, img->file[0], off + at, 512, off + img->unit, &p, e);
-        if (rc)
-            return rc;
-        for (u64 b = 0; b < 512; b += 8) {
-            u64 word;
-            memcpy(&word, p + b, 8);
-            for (u64 i = 0; word && i < 64u >> q->refcount_order; i++) {
-                u64 idx = first + ((at + b) * 8 >> q->refcount_order) + i;
-                if (!qcow2_count_get(p + b, q->refcount_order, i))
-                    continue;
-                *last = idx;
-                *empty &= idx == self;
-            }
-        }
-    }
-    return 0;
-}
-
 /* Where the file may end: behind the last cluster that is counted, and every table that is named.
  * What is free before that becomes holes. */
 static int cut(struct shrink *k, u64 last, struct err *e)
@@ -222,7 +194,7 @@ static int blocks(struct shrink *k, struct plan_state *state, struct err *e)
         u64 off;
         bool empty;
         int rc = qcow2_refblock(k->img, i, &off, e);
-        if (rc || (off && (rc = look_at_block(k->img, i, off, &empty, &last, e))))
+        if (rc || (off && (rc = qcow2_refblock_look(k->img, i, off, &empty, &last, e))))
             return rc;
         if (!off || !empty)
             continue;

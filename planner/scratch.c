@@ -161,13 +161,12 @@ static int scratch_grow(struct blk *b, u64 new_size, struct err *e)
     return 0;
 }
 
-static const struct blk_ops scratch_ops = {scratch_read,    scratch_write, scratch_zero,
-                                           scratch_discard, scratch_flush, scratch_grow,
-                                           NULL};
+static const struct blk_ops scratch_ops = {
+    scratch_read, scratch_write, scratch_zero, scratch_discard, scratch_flush, scratch_grow, NULL};
 
 void scratch_init(struct scratch *s, struct blk *below, u8 index, struct scratch_pool *p)
 {
     assert(index < 1 << INDEX_BITS);
-    struct blk blk = {&scratch_ops, below->size, below->sector, below->slot, true};
+    struct blk blk = {&scratch_ops, below->size, below->sector, below->slot, true, below->device};
     *s = (struct scratch){blk, below, p, index, 0};
 }
