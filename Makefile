@@ -5,9 +5,10 @@
 # sanitizers.
 
 OPS      := noop info resize
-FORMATS  := err blk table formats crc32c raw qcow2 qcow2_map qcow2_walk qcow2_bitmap
-PLANNERS := plan check apply undo scratch copy raw qcow2 qcow2_grow qcow2_shrink qcow2_fill qcow2_tail qcow2_alloc \
-            qcow2_drop qcow2_refcount qcow2_header qcow2_data qcow2_rebuild qcow2_bitmaps qcow2_end
+FORMATS  := err blk table formats crc32c raw qcow2 qcow2_map qcow2_walk qcow2_bitmap vhd
+PLANNERS := plan check apply undo scratch copy raw qcow2 qcow2_grow qcow2_shrink qcow2_fill qcow2_tail \
+            qcow2_alloc qcow2_drop qcow2_refcount qcow2_header qcow2_data qcow2_rebuild qcow2_bitmaps \
+            qcow2_end vhd vhd_size vhd_footer vhd_blocks vhd_grow vhd_shrink
 KERNEL   := start memory trap serial virtio virtio_mmio virtio_pci virtio_blk lib
 OPSBASE  := main disks report newsize
 LAUNCHER := main chain policy commands options size err codes text json paths disks locks growth request raw \

@@ -9,6 +9,7 @@
 
 #include "table.h"
 #include "qcow2.h"
+#include "vhd.h"
 
 enum {
     IMAGE_FILES = 8,
@@ -81,10 +82,11 @@ struct image {
     void *scratch;           /* IMAGE_SCRATCH bytes for unpack(), lent after open; NULL: none */
     union {
         struct qcow2 qcow2;
+        struct vhd vhd;
     } u;
 };
 
-extern const struct format raw_format, qcow2_format;
+extern const struct format raw_format, qcow2_format, vhd_format;
 
 /* The registry, in probing order; NULL-terminated. raw takes what nobody else claims. */
 extern const struct format *const formats[];

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * raw: the file is the disk. Whatever no other format claims is raw, so open() refuses what is
- * known not to be: images of formats that are not supported yet, and a file that ends in a VHD
- * footer, which is a fixed VHD (parity D.5). Whoever means raw says so (`-f raw`).
+ * known not to be: images of formats that are not supported yet. Whoever means raw says so (`-f
+ * raw`).
  */
 #include "format.h"
 
@@ -13,13 +13,12 @@ struct magic {
 };
 
 static const struct magic foreign[] = {
-    {0, 8, "conectix", "VHD"},
     {0, 8, "vhdxfile", "VHDX"},
     {0, 4, "KDMV", "VMDK"},
     {0, 4, "COWD", "VMDK"},
     {0, 21, "# Disk DescriptorFile", "VMDK"},
     {0, 8, "QFI\xfb\0\0\0\1", "qcow"}, /* version 1: the others have been probed */
-    {0, 4, "QED", "QED"},      /* with its NUL */
+    {0, 4, "QED", "QED"},              /* with its NUL */
     {64, 4, "\x7f\x10\xda\xbe", "VDI"},
     {0, 16, "WithoutFreeSpace", "Parallels"},
     {0, 16, "WithouFreSpacExt", "Parallels"},
@@ -51,21 +50,9 @@ static bool raw_probe(struct blk *b)
 
 static int raw_open(struct image *img, struct err *e)
 {
-    struct blk *b = img->file[0];
-    u8 footer[512];
-    img->size = b->size;
+    img->size = img->file[0]->size;
     img->unit = 0;
-    if (!img->probed)
-        return 0;
-    int rc = refuse_foreign(b, e);
-    if (!rc && b->size >= sizeof footer)
-        rc = blk_read(b, b->size - sizeof footer, footer, sizeof footer, e);
-    if (!rc && b->size >= sizeof footer && !memcmp(footer, "conectix", 8))
-        rc = FAIL(e, ERR_UNSUPPORTED_FORMAT,
-                  "The file ends in a VHD footer: fixed VHD images are not yet supported (-f raw "
-                  "treats the footer as data)",
-                  b->size - sizeof footer, 0);
-    return rc;
+    return img->probed ? refuse_foreign(img->file[0], e) : 0;
 }
 
 static int raw_map(struct image *img, u64 voff, u64 max, struct extent *x, struct err *e)

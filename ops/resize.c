@@ -144,8 +144,9 @@ static int resize(struct op *op, struct images *all, struct plan_host *host, voi
     int rc = (int)newsize(req, img->size, &r->resolved_new_virtual_size, &what, &val);
     if (rc)
         return FAIL(e, (enum err_code)rc, what, 0, val);
+    r->resolved_new_virtual_size = plan_fit(img, r->resolved_new_virtual_size);
     set_action(r);
-    if (r->resolved_new_virtual_size == img->size)
+    if (r->resolved_new_virtual_size == img->size && !plan_mends(img))
         return 0;
     bool grow = r->resolved_new_virtual_size > img->size;
     if ((rc = open_chain(all, grow, out, e)) || out->has_need_file)

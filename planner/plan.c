@@ -6,7 +6,7 @@
 #include "scratch.h"
 #include "sinks.h"
 
-const struct planner *const planners[] = {&qcow2_planner, &raw_planner, NULL};
+const struct planner *const planners[] = {&qcow2_planner, &vhd_planner, &raw_planner, NULL};
 
 void digest_init(struct digest *d)
 {
@@ -66,6 +66,14 @@ int plan_commit(struct sink *s, u64 off, const void *data, u64 len, const char *
 int plan_zero(struct sink *s, u64 off, u64 len, const char *why, struct err *e)
 {
     return plan_emit(s, (struct patch){.kind = PATCH_ZERO, .off = off, .len = len, .why = why}, e);
+}
+
+int plan_clear(struct sink *s, u64 off, u64 len, const char *why, struct err *e)
+{
+    return plan_emit(
+        s,
+        (struct patch){.kind = PATCH_ZERO, .off = off, .len = len, .why = why, .may_unmap = true},
+        e);
 }
 
 int plan_copy(struct sink *s, u64 off, u64 from_off, u64 len, const char *why, struct err *e)
@@ -231,6 +239,18 @@ void plan_on_device(struct image *img)
     u64 end;
     if (p && p->end && !p->end(img, &end, &ignored))
         b->size = min_u64(b->size, round_up(end, b->sector));
+}
+
+u64 plan_fit(const struct image *img, u64 new_size)
+{
+    const struct planner *p = find_planner(img->format);
+    return p && p->fit ? p->fit(img, new_size) : new_size;
+}
+
+bool plan_mends(const struct image *img)
+{
+    const struct planner *p = find_planner(img->format);
+    return p && p->mends;
 }
 
 int plan_resize(struct image *img, const struct resize_args *a, struct plan_host *h, struct err *e)

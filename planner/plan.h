@@ -58,6 +58,8 @@ int plan_length(struct sink *s, u64 len, const char *why, struct err *e);
 int plan_write(struct sink *s, u64 off, const void *data, u64 len, const char *why, struct err *e);
 int plan_commit(struct sink *s, u64 off, const void *data, u64 len, const char *why, struct err *e);
 int plan_zero(struct sink *s, u64 off, u64 len, const char *why, struct err *e);
+/* Zeros that need no room: may_unmap. */
+int plan_clear(struct sink *s, u64 off, u64 len, const char *why, struct err *e);
 int plan_copy(struct sink *s, u64 off, u64 from_off, u64 len, const char *why, struct err *e);
 int plan_discard(struct sink *s, u64 off, u64 len, const char *why, struct err *e);
 int plan_barrier(struct sink *s, const char *why, struct err *e);
@@ -81,7 +83,7 @@ struct plan_state {
 };
 
 struct resize_args {
-    u64 new_size; /* bytes; differs from img->size in the first epoch */
+    u64 new_size; /* bytes; differs from img->size in the first epoch, but for planner.mends */
     enum preallocation preallocation;
     /* Memory for planners that collect: PLAN_WORK bytes, 8-aligned. It stays what it is from pass
      * to pass and from epoch to epoch; a planner that remembers something there does so in both. */
@@ -95,6 +97,10 @@ enum { PLAN_WORK = 44 << 20 };
  * leaves a consistent image. A NULL member is UNSUPPORTED_FORMAT, raised by plan.c alone. */
 struct planner {
     const struct format *format;
+    /* The size that a disk can have which is asked to get new_size bytes: at least that, unless the
+     * limit is passed. Never on the other side of img->size. NULL: any. */
+    u64 (*fit)(const struct image *img, u64 new_size);
+    bool mends; /* a resize to img->size is planned too: it mends what an interrupted one left */
     int (*resize)(struct image *, const struct resize_args *, struct plan_state *, struct sink *,
                   struct err *);
     /* Where the image ends in a device that is longer; what follows is nobody's. NULL: never before
@@ -102,7 +108,7 @@ struct planner {
     int (*end)(struct image *, u64 *end, struct err *);
 };
 
-extern const struct planner raw_planner, qcow2_planner;
+extern const struct planner raw_planner, qcow2_planner, vhd_planner;
 extern const struct planner *const planners[]; /* the registry; NULL-terminated */
 
 /* What an epoch needs of the host before it may be applied. */
@@ -146,6 +152,9 @@ struct plan_host {
  * grow within the device. What it gains is zeroed when a plan asks for it. An image whose end
  * cannot be told keeps the whole device. */
 void plan_on_device(struct image *img);
+/* See planner.fit and planner.mends. */
+u64 plan_fit(const struct image *img, u64 new_size);
+bool plan_mends(const struct image *img);
 
 /* Runs each epoch twice from the same state: into the check sink, which proves it legal and adds up
  * what it needs, then, once granted, into the apply sink. The image is opened anew before each

@@ -71,9 +71,9 @@ static int qcow2_resize(struct image *img, const struct resize_args *a, struct p
         rc = clear_autoclear(img, s, e);
         return rc ? rc : qcow2_plan_rebuild(img, a, state, s, e);
     }
-    return qcow2_bitmaps_pending(img, state)
-               ? qcow2_plan_bitmaps(img, a, state, resize_disk, s, e)
-               : resize_disk(img, a, state, s, e);
+    return qcow2_bitmaps_pending(img, state) ? qcow2_plan_bitmaps(img, a, state, resize_disk, s, e)
+                                             : resize_disk(img, a, state, s, e);
 }
 
-const struct planner qcow2_planner = {&qcow2_format, qcow2_resize, qcow2_end};
+const struct planner qcow2_planner = {
+    .format = &qcow2_format, .resize = qcow2_resize, .end = qcow2_end};

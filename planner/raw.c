@@ -20,4 +20,4 @@ static int raw_resize(struct image *img, const struct resize_args *a, struct pla
     return rc ? rc : plan_barrier(s, "the new length is durable", e);
 }
 
-const struct planner raw_planner = {&raw_format, raw_resize};
+const struct planner raw_planner = {.format = &raw_format, .resize = raw_resize};
