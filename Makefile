@@ -5,10 +5,12 @@
 # sanitizers.
 
 OPS      := noop info resize
-FORMATS  := err blk table formats crc32c raw qcow2 qcow2_map qcow2_walk qcow2_bitmap vhd
+FORMATS  := err blk table formats crc32c raw qcow2 qcow2_map qcow2_walk qcow2_bitmap vhd \
+            vhdx vhdx_log vhdx_map
 PLANNERS := plan check apply undo scratch copy raw qcow2 qcow2_grow qcow2_shrink qcow2_fill qcow2_tail \
             qcow2_alloc qcow2_drop qcow2_refcount qcow2_header qcow2_data qcow2_rebuild qcow2_bitmaps \
-            qcow2_end vhd vhd_size vhd_footer vhd_blocks vhd_grow vhd_shrink
+            qcow2_end vhd vhd_size vhd_footer vhd_blocks vhd_grow vhd_shrink \
+            vhdx vhdx_survey vhdx_header vhdx_log vhdx_bat vhdx_commit vhdx_grow vhdx_shrink
 KERNEL   := start memory trap serial virtio virtio_mmio virtio_pci virtio_blk lib
 OPSBASE  := main disks report newsize
 LAUNCHER := main chain policy commands options size err codes text json paths disks locks growth request raw \

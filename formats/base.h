@@ -109,6 +109,29 @@ static inline void put_be64(u8 *p, u64 v)
     put_be32(p + 4, (u32)v);
 }
 
+static inline u16 le16(const u8 *p)
+{
+    return (u16)(p[1] << 8 | p[0]);
+}
+static inline u32 le32(const u8 *p)
+{
+    return (u32)le16(p + 2) << 16 | le16(p);
+}
+static inline u64 le64(const u8 *p)
+{
+    return (u64)le32(p + 4) << 32 | le32(p);
+}
+static inline void put_le32(u8 *p, u32 v)
+{
+    for (int i = 0; i < 4; i++)
+        p[i] = (u8)(v >> 8 * i);
+}
+static inline void put_le64(u8 *p, u64 v)
+{
+    put_le32(p, (u32)v);
+    put_le32(p + 4, (u32)(v >> 32));
+}
+
 /* Arithmetic on numbers from a disk: true and *out if the result fits, else false. */
 static inline bool add_fits(u64 a, u64 b, u64 *out)
 {

@@ -10,6 +10,7 @@
 #include "table.h"
 #include "qcow2.h"
 #include "vhd.h"
+#include "vhdx.h"
 
 enum {
     IMAGE_FILES = 8,
@@ -83,10 +84,11 @@ struct image {
     union {
         struct qcow2 qcow2;
         struct vhd vhd;
+        struct vhdx vhdx;
     } u;
 };
 
-extern const struct format raw_format, qcow2_format, vhd_format;
+extern const struct format raw_format, qcow2_format, vhd_format, vhdx_format;
 
 /* The registry, in probing order; NULL-terminated. raw takes what nobody else claims. */
 extern const struct format *const formats[];

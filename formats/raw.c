@@ -13,7 +13,6 @@ struct magic {
 };
 
 static const struct magic foreign[] = {
-    {0, 8, "vhdxfile", "VHDX"},
     {0, 4, "KDMV", "VMDK"},
     {0, 4, "COWD", "VMDK"},
     {0, 21, "# Disk DescriptorFile", "VMDK"},

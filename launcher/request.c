@@ -8,6 +8,7 @@
 #include <pb_encode.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/random.h>
 #include <unistd.h>
 
 int request_write(struct job *job, const struct disk *disks, unsigned count, int fd, struct err *e)
@@ -25,6 +26,10 @@ int request_write(struct job *job, const struct disk *disks, unsigned count, int
         if (disks[i].format)
             snprintf(d->format, sizeof d->format, "%s", disks[i].format);
     }
+    job->request.random.size = sizeof job->request.random.bytes;
+    if (getrandom(job->request.random.bytes, sizeof job->request.random.bytes, 0) !=
+        sizeof job->request.random.bytes)
+        return err_set(e, instar_Code_NO_QEMU, "Could not get random bytes: %s", strerror(errno));
     if (!pb_encode(&to, instar_Request_fields, &job->request) ||
         write(fd, bytes, to.bytes_written) != (ssize_t)to.bytes_written)
         return err_set(e, instar_Code_NO_QEMU, "Could not write the request: %s", strerror(errno));

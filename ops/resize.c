@@ -156,8 +156,12 @@ static int resize(struct op *op, struct images *all, struct plan_host *host, voi
     bool device = img->file[0]->device;
     if (device)
         plan_on_device(img);
-    struct resize_args args = {r->resolved_new_virtual_size, (enum preallocation)req->preallocation,
-                               work, PLAN_WORK};
+    struct resize_args args = {.new_size = r->resolved_new_virtual_size,
+                               .preallocation = (enum preallocation)req->preallocation,
+                               .work = work,
+                               .work_len = PLAN_WORK};
+    if (op->request->random.size == sizeof op->request->random.bytes)
+        args.random = op->request->random.bytes;
     rc = plan_resize(img, &args, host, e);
     r->rebuilt = host->repaired && !(rc && host->begun);
     if (rc)

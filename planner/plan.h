@@ -89,6 +89,7 @@ struct resize_args {
      * to pass and from epoch to epoch; a planner that remembers something there does so in both. */
     void *work;
     size_t work_len;
+    const u8 *random; /* 32 bytes, for GUIDs; NULL: zeros */
 };
 
 enum { PLAN_WORK = 44 << 20 };
@@ -108,7 +109,7 @@ struct planner {
     int (*end)(struct image *, u64 *end, struct err *);
 };
 
-extern const struct planner raw_planner, qcow2_planner, vhd_planner;
+extern const struct planner raw_planner, qcow2_planner, vhd_planner, vhdx_planner;
 extern const struct planner *const planners[]; /* the registry; NULL-terminated */
 
 /* What an epoch needs of the host before it may be applied. */

@@ -192,7 +192,7 @@ static int blocks(struct shrink *k, struct plan_state *state, struct err *e)
     state->more = false;
     for (u64 i = 0; i < qcow2_reftable_entries(q) && qcow2_drop_room(&k->drop, 1); i++) {
         u64 off;
-        bool empty;
+        bool empty = false;
         int rc = qcow2_refblock(k->img, i, &off, e);
         if (rc || (off && (rc = qcow2_refblock_look(k->img, i, off, &empty, &last, e))))
             return rc;

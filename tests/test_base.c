@@ -108,8 +108,47 @@ static void crc_vectors(void)
     CHECK_EQ_U64(crc32c(crc32c(0, "1234", 4), "56789", 5), 0xe3069283);
 }
 
+/* Bit by bit. */
+static u32 slow_crc(const u8 *p, size_t len)
+{
+    u32 crc = ~0u;
+    for (size_t i = 0; i < len; i++) {
+        crc ^= p[i];
+        for (int k = 0; k < 8; k++)
+            crc = crc >> 1 ^ (crc & 1 ? 0x82f63b78 : 0);
+    }
+    return ~crc;
+}
+
+/* Runs of zeros are stepped over: of every length, at every place. */
+static void crc_of_zeros(void)
+{
+    u64 seed = test_seed(0x243f6a8885a308d3);
+    static u8 b[6000];
+    for (int n = 0; n < 300; n++) {
+        size_t from = rnd_below(&seed, 700), len = rnd_below(&seed, sizeof(b) - from);
+        memset(b, 0, sizeof(b));
+        for (u64 k = rnd_below(&seed, 6); k; k--)
+            b[rnd_below(&seed, sizeof(b))] = (u8)rnd(&seed);
+        CHECK_EQ_U64(crc32c(0, b + from, len), slow_crc(b + from, len));
+        CHECK_EQ_U64(crc32c(crc32c(0, b, from), b + from, len), slow_crc(b, from + len));
+    }
+}
+
+static void little_endian(void)
+{
+    u8 b[8];
+    put_le64(b, 0x0123456789abcdef);
+    CHECK(b[0] == 0xef && b[7] == 0x01);
+    CHECK_EQ_U64(le64(b), 0x0123456789abcdef);
+    CHECK_EQ_U64(le32(b + 4), 0x01234567);
+    CHECK_EQ_U64(le16(b + 2), 0x89ab);
+}
+
 int main(void)
 {
+    RUN(crc_of_zeros);
+    RUN(little_endian);
     RUN(arithmetic);
     RUN(overlaps);
     RUN(byte_order);

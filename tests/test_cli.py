@@ -4,6 +4,7 @@
 Nothing here needs a VM: `-f raw` is done on the host, and where a Request is looked at, a fake QEMU
 records it.
 """
+import base64
 import fcntl
 import json
 import os
@@ -180,10 +181,13 @@ def test_parse_resize_size(fakes):
 def test_options_reach_the_request(fakes):
     fakes.image()
     words = ["disk.qcow2", "-1G"]
+    seen = set()
     for more in (["--shrink", "-f", "qcow2", *words], [*words, "--shrink", "--format=qcow2"],
                  ["--shr", "--form", "qcow2", *words], ["-fqcow2", words[0], "--shrink", words[1]],
                  ["-qf", "qcow2", "--shrink", "--", *words]):
-        assert requests(fakes, "resize", *more) == {
+        request = requests(fakes, "resize", *more)
+        seen.add(request.pop("random"))
+        assert request == {
             "disks": [{"length": "196616", "writable": True, "format": "qcow2"}],
             "resize": {"kind": "MINUS", "size": "1073741824", "shrink": True}}
     for more, unallocated in ((["--shrink=unallocated"], True), (["--shr=unallocated"], True),
@@ -191,14 +195,16 @@ def test_options_reach_the_request(fakes):
                               (["--shrink=unallocated", "--shrink"], False)):
         request = requests(fakes, "resize", *more, *words)["resize"]
         assert request["shrink"] is True and request.get("unallocated", False) is unallocated
+    assert len(seen) == 5 and {len(base64.b64decode(r)) for r in seen} == {32}
     for mode in ("metadata", "falloc", "full"):
         for form in (["--preallocation", mode], ["--prealloc=" + mode]):
             request = requests(fakes, "resize", *form, "disk.qcow2", "1G")
             assert request["resize"]["preallocation"] == "PREALLOCATION_" + mode.upper()
     assert "preallocation" not in requests(fakes, "resize", "--preallocation=off", "disk.qcow2",
                                            "1G")["resize"]
-    assert requests(fakes, "info", "disk.qcow2") == {"disks": [{"length": "196616"}], "info": {}}
-    assert requests(fakes, "noop") == {"noop": {}}
+    info, noop = requests(fakes, "info", "disk.qcow2"), requests(fakes, "noop")
+    assert info.pop("random") != noop.pop("random")
+    assert info == {"disks": [{"length": "196616"}], "info": {}} and noop == {"noop": {}}
 
 
 def test_last_of_repeated_options_counts(fakes):

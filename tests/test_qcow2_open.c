@@ -330,7 +330,7 @@ static void by_name_and_by_probe(void)
     CHECK(open_as(&m, NULL, &img, &e));
     CHECK_ERR(&e, ERR_UNSUPPORTED_FORMAT);
     CHECK_STR(e.name, "qcow");
-    static const char *const foreign[] = {"vhdxfile", "KDMV", "COWD", "WithouFreSpacExt",
+    static const char *const foreign[] = {"KDMV", "COWD", "WithouFreSpacExt",
                                           "# Disk DescriptorFile", "WithoutFreeSpace"};
     for (unsigned i = 0; i < sizeof foreign / sizeof foreign[0]; i++) {
         blk_mem_put(&m, 0, foreign[i], strlen(foreign[i]));
