@@ -44,6 +44,7 @@ struct blk {
     u8 slot;
     bool writable;
     bool device; /* a block device: `size` may be less than what it has (planner/plan.h) */
+    u32 insert_unit; /* PATCH_INSERT: multiples of this many bytes; 0: the host cannot */
 };
 
 /* Any offset, length and alignment; bytes past `size` read as zero. ERR_READ_FAILED. */

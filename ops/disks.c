@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * virtio-blk disks as struct blk: the only file that knows both. Also the way in which a guest
- * gets more room: it sends a Need and waits for one byte, the grant.
+ * gets more room, or zeros inserted into a file: it sends a Need and waits for one byte, the grant.
  */
 #include "kernel.h"
 #include "op.h"
@@ -126,17 +126,30 @@ int disks_open(struct op *op, struct err *e)
                                sector,
                                (u8)i,
                                r->disks[i].writable && !vblk_read_only(i),
-                               r->disks[i].device};
+                               r->disks[i].device,
+                               r->disks[i].insert_unit};
         op->disk[i] = &disk[i];
         op->disks++;
     }
     return 0;
 }
 
-int disks_need(u32 epoch, const struct plan_need *need, struct err *e)
+static int granted(u32 epoch, struct err *e)
 {
-    report_need(epoch, need);
     return serial_read(UINT64_MAX) == (u8)epoch
                ? 0
                : FAIL(e, ERR_PROTOCOL, "The launcher granted something else", epoch, 0);
+}
+
+int disks_need(u32 epoch, const struct plan_need *need, struct err *e)
+{
+    report_need(epoch, need);
+    return granted(epoch, e);
+}
+
+int disks_insert(u32 epoch, u8 slot, u64 off, u64 len, struct err *e)
+{
+    report_insert(epoch, slot, off, len);
+    int rc = granted(epoch, e);
+    return rc ? rc : disk_grow(&disk[slot], disk[slot].size + len, e);
 }

@@ -31,12 +31,16 @@ void *op_alloc(size_t bytes);
 int disks_open(struct op *op, struct err *e);
 /* Sends the Need and waits for the grant. ERR_NO_SPACE, ERR_PROTOCOL. */
 int disks_need(u32 epoch, const struct plan_need *need, struct err *e);
+/* Has the host insert zeros into a file. ERR_NO_SPACE, ERR_PROTOCOL. */
+int disks_insert(u32 epoch, u8 slot, u64 off, u64 len, struct err *e);
 
 /* ---- report.c ---- */
 
 void report_outcome(instar_Outcome *out, const struct err *e);
 void report_progress(u64 requests, u64 done, u64 total);
 void report_need(u32 epoch, const struct plan_need *need);
+void report_insert(u32 epoch, u8 slot, u64 off, u64 len);
+void report_undo(u8 slot, u64 off, const u32 *crc, unsigned n);
 void report_patch(u32 epoch, const struct patch *p);
 
 #endif

@@ -90,10 +90,32 @@ void report_need(u32 epoch, const struct plan_need *need)
     instar_Event *ev = fresh(instar_Event_need_tag);
     instar_Need *out = &ev->event.need;
     out->epoch = epoch;
+    out->undo = need->undo;
     for (unsigned i = 0; i < IMAGE_FILES; i++)
         if (need->length[i] || (i == 0 && need->eventual))
             out->lengths[out->lengths_count++] =
                 (instar_NeedLength){i, need->length[i], i == 0 ? need->eventual : 0};
+    report_event(ev);
+}
+
+void report_insert(u32 epoch, u8 slot, u64 off, u64 len)
+{
+    instar_Event *ev = fresh(instar_Event_need_tag);
+    ev->event.need.epoch = epoch;
+    ev->event.need.has_insert = true;
+    ev->event.need.insert = (instar_Insert){slot, off, len};
+    report_event(ev);
+}
+
+void report_undo(u8 slot, u64 off, const u32 *crc, unsigned n)
+{
+    instar_Event *ev = fresh(instar_Event_undo_tag);
+    instar_Undo *out = &ev->event.undo;
+    assert(n <= sizeof out->crc / sizeof out->crc[0]);
+    out->slot = slot;
+    out->off = off;
+    out->crc_count = (pb_size_t)n;
+    memcpy(out->crc, crc, n * sizeof *crc);
     report_event(ev);
 }
 

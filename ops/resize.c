@@ -14,6 +14,19 @@ static int need(struct plan_host *h, u32 epoch, const struct plan_need *n, struc
     return disks_need(epoch, n, e);
 }
 
+static int undo(struct plan_host *h, u8 slot, u64 off, const u32 *crc, unsigned n, struct err *e)
+{
+    (void)h, (void)e;
+    report_undo(slot, off, crc, n);
+    return 0;
+}
+
+static int insert(struct plan_host *h, u32 epoch, u8 slot, u64 off, u64 len, struct err *e)
+{
+    (void)h;
+    return disks_insert(epoch, slot, off, len, e);
+}
+
 static int show(struct plan_host *h, u32 epoch, const struct patch *p, struct err *e)
 {
     (void)h, (void)e;
@@ -181,6 +194,8 @@ int op_run(struct op *op, instar_Outcome *out, struct err *e)
     const instar_Request *req = op->request;
     instar_ResizeResult *r = &out->result.resize;
     struct plan_host host = {.need = need,
+                             .undo = undo,
+                             .insert = insert,
                              .mem_len = COPY_MEM,
                              .dry_run = req->dry_run,
                              .show = req->dry_run ? show : NULL,

@@ -85,7 +85,10 @@ static int apply_emit(struct sink *s, const struct patch *p, struct err *e)
     case PATCH_DISCARD:
         return blk_discard(b, p->off, p->len, e);
     case PATCH_INSERT:
-        rc = a->host->insert(a->host, p->slot, p->off, p->len, e);
+        if (a->host->dry_run)
+            return FAIL(e, ERR_SCRATCH_TOO_SMALL, "An insertion cannot be rehearsed", p->off,
+                        p->len);
+        rc = a->host->insert(a->host, a->epoch, p->slot, p->off, p->len, e);
         b->size += rc ? 0 : p->len;
         return rc;
     case PATCH_BARRIER:
@@ -99,6 +102,7 @@ void apply_init(struct apply_sink *a, struct image *img, const struct check_sink
                 struct plan_host *h)
 {
     assert(h->mem_len >= BLK_IO_MAX);
-    *a = (struct apply_sink){{apply_emit}, img, {0}, checked->commit_digest, h};
+    *a = (struct apply_sink){{apply_emit}, img, {0}, checked->commit_digest, h,
+                             checked->state->epoch};
     digest_init(&a->digest);
 }

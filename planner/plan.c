@@ -154,21 +154,23 @@ static int apply_pass(const struct step *st, struct plan_state *state,
     return 0;
 }
 
-/* Everything between the two passes: what the epoch needs is asked for. */
+/* Everything between the two passes: what the epoch needs is asked for. After a journal something
+ * is asked in any case. */
 static int ask(const struct step *st, const struct plan_state *state, struct check_sink *check,
-               struct plan_host *h, struct err *e)
+               bool journal, struct plan_host *h, struct err *e)
 {
     struct plan_need *need = &check->need;
     need->room |= need->eventual > st->img->file[0]->size;
-    need->undo = check->undo.cnt;
+    need->undo = check->undo.cnt > 0;
     int rc = need->undo ? undo_show(&check->undo, h, e) : 0;
-    return rc || (!need->room && !need->undo) ? rc : h->need(h, state->epoch, need, e);
+    return rc || (!need->room && !need->undo && !journal) ? rc : h->need(h, state->epoch, need, e);
 }
 
 static int run_epochs(const struct step *st, struct plan_host *h, struct err *e)
 {
     struct plan_state state = {0}, copy;
     struct check_sink check;
+    bool journal = false; /* the epoch before was one of P10 */
     int rc;
     do {
         state.more = state.undo = state.stage = false;
@@ -182,8 +184,9 @@ static int run_epochs(const struct step *st, struct plan_host *h, struct err *e)
         h->more = copy.more;
         if (h->dry_run && (!h->scratch || !copy.more))
             return 0;
-        if (!h->dry_run && (rc = ask(st, &state, &check, h, e)))
+        if (!h->dry_run && (rc = ask(st, &state, &check, journal, h, e)))
             return rc;
+        journal = check.need.undo;
         h->begun |= !copy.stage && !h->dry_run;
         if ((rc = apply_pass(st, &state, &check, h, e)))
             return rc;

@@ -35,7 +35,8 @@ enum patch_kind {
     PATCH_COPY,    /* `len` bytes from `from_off` of slot `from` to `off`; ranges do not overlap */
     PATCH_DISCARD, /* [off, off+len) is garbage from here on */
     PATCH_INSERT,  /* the host inserts `len` zero bytes at `off`, at once or not at all: what
-                    * followed  follows them. The first patch of its epoch */
+                    * followed  follows them. The first patch of its epoch, where blk.insert_unit
+                    * allows it */
     PATCH_BARRIER, /* everything before is durable before anything after is issued */
 };
 
@@ -125,14 +126,15 @@ enum { UNDO_SHOW_MAX = 64 };
 
 /* What the operation lends to plan_run(). */
 struct plan_host {
-    /* Asks for what the epoch needs; returns 0 once it is granted. */
+    /* Asks for what the epoch needs; returns 0 once it is granted. Called for the epoch after one
+     * of P10 even if that needs nothing: it says that the journal has served. */
     int (*need)(struct plan_host *, u32 epoch, const struct plan_need *, struct err *);
     /* Shown what a P10 epoch overwrites, before its need(): at `off` of file `slot` stand `n`
      * sectors of 512 bytes, n <= UNDO_SHOW_MAX, and crc[i] is the CRC-32C of what sector i will
-     * hold. */
+     * hold. A sector behind the end of the file is one of zeros. */
     int (*undo)(struct plan_host *, u8 slot, u64 off, const u32 *crc, unsigned n, struct err *);
     /* Performs a PATCH_INSERT and returns 0 once the device shows it. */
-    int (*insert)(struct plan_host *, u8 slot, u64 off, u64 len, struct err *);
+    int (*insert)(struct plan_host *, u32 epoch, u8 slot, u64 off, u64 len, struct err *);
     /* Shown every patch of the check pass; NULL if nobody looks. */
     int (*show)(struct plan_host *, u32 epoch, const struct patch *, struct err *);
     /* Called now and then while a long plan is checked, which does no I/O; NULL if nobody waits. */

@@ -167,6 +167,8 @@ static const struct blk_ops scratch_ops = {
 void scratch_init(struct scratch *s, struct blk *below, u8 index, struct scratch_pool *p)
 {
     assert(index < 1 << INDEX_BITS);
-    struct blk blk = {&scratch_ops, below->size, below->sector, below->slot, true, below->device};
+    struct blk blk = *below;
+    blk.ops = &scratch_ops;
+    blk.writable = true;
     *s = (struct scratch){blk, below, p, index, 0};
 }

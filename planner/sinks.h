@@ -37,6 +37,7 @@ struct apply_sink {
     struct image *img;
     struct digest digest, commit_digest;
     struct plan_host *host;
+    u32 epoch;
 };
 void apply_init(struct apply_sink *a, struct image *img, const struct check_sink *checked,
                 struct plan_host *h);

@@ -27,18 +27,32 @@ static int sector_of(struct undo *u, u8 slot, u64 sector, u8 **p, struct err *e)
     return blk_read(u->img->file[slot], sector * UNDO_SECTOR, *p, UNDO_SECTOR, e);
 }
 
+/* Zeros that are written behind the old end change nothing there: preallocation does that. */
+static bool appends_zeros(const struct undo *u, const struct patch *p, u64 off, u64 n)
+{
+    const u8 *data = (const u8 *)p->data + (off - p->off);
+    for (u64 i = 0; i < n; i++)
+        if (data[i])
+            return false;
+    return off >= u->img->file[p->slot]->size;
+}
+
 int undo_patch(struct undo *u, const struct patch *p, struct err *e)
 {
     if (p->kind != PATCH_WRITE && p->kind != PATCH_ZERO) {
         assert(p->kind == PATCH_LENGTH || p->kind == PATCH_BARRIER);
         return 0;
     }
-    u64 end = min_u64(p->off + p->len, u->img->file[p->slot]->size);
+    u64 end = p->off + p->len;
+    if (p->kind == PATCH_ZERO)
+        end = min_u64(end, u->img->file[p->slot]->size);
     int rc = 0;
     for (u64 off = p->off, n; !rc && off < end; off += n) {
         u64 in = off % UNDO_SECTOR;
         u8 *to;
         n = min_u64(UNDO_SECTOR - in, end - off);
+        if (p->kind == PATCH_WRITE && appends_zeros(u, p, off, n))
+            continue;
         rc = sector_of(u, p->slot, off / UNDO_SECTOR, &to, e);
         if (!rc && p->kind == PATCH_WRITE)
             memcpy(to + in, (const u8 *)p->data + (off - p->off), n);

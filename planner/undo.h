@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * What a P10 epoch overwrites, for the host's undo journal: each 512-byte sector of the old file
- * that a patch touches, with the CRC of what it will hold. Collected while the epoch is checked;
+ * What a P10 epoch overwrites, for the host's undo journal: each 512-byte sector that a patch
+ * touches, with the CRC of what it will hold. Collected while the epoch is checked;
  * the host adds what the sectors hold now, makes that durable, and only then is the epoch applied.
  */
 #ifndef PLANNER_UNDO_H
@@ -29,8 +29,9 @@ struct undo {
 };
 
 void undo_init(struct undo *u, struct image *img, void *mem, size_t mem_len);
-/* Applies a patch to the collected sectors. Growth and what lies behind the old end of a file need
- * no undo: rolling back cuts the file. ERR_INTERNAL_OVERFLOW: more than 1 MiB. */
+/* Applies a patch to the collected sectors. Growth needs no undo, since rolling back cuts the file;
+ * yet what stands behind the old end has to be known for ours, or it is somebody's data, and is not
+ * cut off. Zeros stand there anyway. ERR_INTERNAL_OVERFLOW: more than 1 MiB. */
 int undo_patch(struct undo *u, const struct patch *p, struct err *e);
 /* Shows the collection to h->undo, a run of neighbours at a time. ERR_INTERNAL_OVERFLOW: more than
  * UNDO_RUNS of them. */

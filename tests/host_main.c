@@ -10,6 +10,7 @@
  * the length that the result names, as from the launcher. Exit status: 0, or 1 for an error, or 2
  * for wrong usage. $INSTAR_SECTOR: 4096 instead of 512.
  */
+#define _GNU_SOURCE
 #include "op.h"
 
 #include <fcntl.h>
@@ -54,6 +55,7 @@ int disks_open(struct op *op, struct err *e)
             return FAIL(e, ERR_READ_FAILED, "Disk {val} cannot be opened", 0, i);
         blk_file_init(&disk[i], fd, d->length, sector, d->writable);
         disk[i].blk.slot = (u8)i;
+        disk[i].blk.insert_unit = d->insert_unit;
         op->disk[i] = &disk[i].blk;
         op->disks++;
     }
@@ -68,6 +70,14 @@ int disks_need(u32 epoch, const struct plan_need *need, struct err *e)
             ftruncate(disk[i].fd, (off_t)need->length[i]))
             return FAIL(e, ERR_NO_SPACE, "No room", 0, need->length[i]);
     return 0;
+}
+
+int disks_insert(u32 epoch, u8 slot, u64 off, u64 len, struct err *e)
+{
+    report_insert(epoch, slot, off, len);
+    return fallocate(disk[slot].fd, FALLOC_FL_INSERT_RANGE, (off_t)off, (off_t)len)
+               ? FAIL(e, ERR_NO_SPACE, "Nothing can be inserted", off, len)
+               : 0;
 }
 
 /* ---- reports ---- */
@@ -96,9 +106,29 @@ void report_need(u32 epoch, const struct plan_need *need)
 {
     instar_Need *n = &fresh(instar_Event_need_tag)->event.need;
     n->epoch = epoch;
+    n->undo = need->undo;
     for (unsigned i = 0; i < IMAGE_FILES; i++)
         if (need->length[i])
             n->lengths[n->lengths_count++] = (instar_NeedLength){i, need->length[i]};
+    send();
+}
+
+void report_insert(u32 epoch, u8 slot, u64 off, u64 len)
+{
+    instar_Need *n = &fresh(instar_Event_need_tag)->event.need;
+    n->epoch = epoch;
+    n->has_insert = true;
+    n->insert = (instar_Insert){slot, off, len};
+    send();
+}
+
+void report_undo(u8 slot, u64 off, const u32 *crc, unsigned n)
+{
+    instar_Undo *out = &fresh(instar_Event_undo_tag)->event.undo;
+    out->slot = slot;
+    out->off = off;
+    for (; out->crc_count < n; out->crc_count++)
+        out->crc[out->crc_count] = crc[out->crc_count];
     send();
 }
 
