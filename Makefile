@@ -13,7 +13,7 @@ PLANNERS := plan check apply undo scratch copy raw qcow2 qcow2_grow qcow2_shrink
             vhdx vhdx_survey vhdx_header vhdx_log vhdx_bat vhdx_commit vhdx_grow vhdx_shrink
 KERNEL   := start memory trap serial virtio virtio_mmio virtio_pci virtio_blk lib
 OPSBASE  := main disks report newsize
-LAUNCHER := main chain policy commands options size err codes text json paths disks locks growth request raw \
+LAUNCHER := main chain policy commands options size err codes text json paths disks locks growth insert undo recover request raw \
         machines cmdline qemu qmp frames vm run outcome plan print hand decode
 TESTS    := $(basename $(notdir $(wildcard tests/test_*.c)))
 GUESTS   := $(basename $(notdir $(wildcard tests/guest/*.c)))

@@ -6,8 +6,10 @@
 #include "chain.h"
 #include "locks.h"
 #include "outcome.h"
+#include "recover.h"
 #include "run.h"
 #include "text.h"
+#include "undo.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -57,7 +59,7 @@ static int add(struct job *job, struct chain *c, const instar_NeedFile *need, in
     d->target = need->writable;
     if (need->role == instar_Role_ROLE_BACKING)
         d->format = strdup(need->format);
-    return r;
+    return r < 0 ? r : recover_first(job, d, e);
 }
 
 static int attach(struct job *job, struct chain *c, const instar_NeedFile *need, struct err *e)
@@ -97,17 +99,28 @@ int chain_run(struct job *job, struct chain *c, instar_Outcome *out, struct err 
     }
 }
 
+/* Its length, then the end of its undo journal; a file that gets shorter than the journal can make
+ * it again is complete already, and can lose it first. */
+static int finish(struct chain *c, struct disk *d, uint64_t length, struct err *e)
+{
+    /* A write that is still on its way would make the file longer again. */
+    c->stuck = disk_longer(d, length) && run_settle(e) < 0;
+    if (c->stuck || (d->undo && length < d->undo_length && undo_retire(d, e) < 0) ||
+        disk_finish(d, length, e) < 0)
+        return -1;
+    return d->undo ? undo_retire(d, e) : 0;
+}
+
 int chain_finish(struct chain *c, const instar_Outcome *out, struct err *e)
 {
     for (unsigned i = 0; i < c->count; i++) {
-        const struct disk *d = &c->disks[i];
-        uint64_t length = outcome_length(out, d, i);
-        if (!d->writable)
+        struct disk *d = &c->disks[i];
+        if (!d->writable || finish(c, d, outcome_length(out, d, i), e) == 0)
             continue;
-        /* A write that is still on its way would make the file longer again. */
-        c->stuck = disk_longer(d, length) && run_settle(e) < 0;
-        if (c->stuck || disk_finish(d, length, e) < 0)
-            return -1;
+        if (d->undo)
+            err_add(e, "The next operation that writes the image rolls back, or 'instar-launch "
+                       "recover'.");
+        return -1;
     }
     return 0;
 }

@@ -22,7 +22,8 @@ struct chain {
 /* Runs the job over the chain, which holds the image alone, or nothing, at first. */
 int chain_run(struct job *job, struct chain *c, instar_Outcome *out, struct err *e);
 
-/* Gives every file that was written the length that the Outcome says, and makes it durable. */
+/* Gives every file that was written the length that the Outcome says, and makes it durable. From
+ * then on there is no undo. */
 int chain_finish(struct chain *c, const instar_Outcome *out, struct err *e);
 
 /* Gives up the locks of every file, so long as nobody else can write to it. */

@@ -6,6 +6,7 @@
 #include "decode.h"
 #include "options.h"
 #include "print.h"
+#include "recover.h"
 #include "size.h"
 
 #include <stdlib.h>
@@ -30,6 +31,15 @@ static int parse_info(struct job *job, char **operands, int count, int words, st
 {
     (void)words;
     job->request.which_op = instar_Request_info_tag;
+    if (count != 1)
+        return options_usage(job, e, "Expecting one image file name", "");
+    job->image = operands[0];
+    return 0;
+}
+
+static int parse_recover(struct job *job, char **operands, int count, int words, struct err *e)
+{
+    (void)words;
     if (count != 1)
         return options_usage(job, e, "Expecting one image file name", "");
     job->image = operands[0];
@@ -86,6 +96,18 @@ static const struct command commands[] = {
          "file is opened read-only.\n",
      .examples = "  instar-launch info disk.qcow2\n"
                  "  instar-launch info --output=json disk.qcow2 | jq '.\"virtual-size\"'\n"},
+    {.name = "recover",
+     .operands = "IMAGE",
+     .writes = true,
+     .parse = parse_recover,
+     .host = recover_image,
+     .own = recover_options,
+     .about =
+         "Rolls back the change of IMAGE that was interrupted, if there is an undo journal beside\n"
+         "it, IMAGE.instar-undo. The next operation that writes IMAGE does the same. An image\n"
+         "that has been used since is not touched.\n",
+     .examples = "  instar-launch recover --dry-run disk.vhd   what it would do\n"
+                 "  instar-launch recover disk.vhd\n"},
     {.name = "noop",
      .image = "noop.elf",
      .operands = "[IMAGE]",
@@ -170,7 +192,8 @@ int commands_parse(struct job *job, int argc, char **argv, struct err *e)
 {
     struct operands operands = {0};
     bool help = false;
-    *job = (struct job){.timeout = DEFAULT_TIMEOUT, .accel = ACCEL_AUTO};
+    *job = (struct job){
+        .timeout = DEFAULT_TIMEOUT, .accel = ACCEL_AUTO, .argv = argv, .argc = argc};
     job->qemu = getenv("INSTAR_QEMU");
     job->images = getenv("INSTAR_IMAGES");
     if (argc < 2)

@@ -21,6 +21,8 @@ struct disk;
 
 struct job {
     const struct command *command; /* NULL: only help or version was asked for */
+    char **argv;                   /* all words */
+    int argc;
     const char *image;             /* the file, or NULL */
     const char *format;            /* what -f says, or NULL */
     instar_Request request;        /* all but the disks */
@@ -42,13 +44,13 @@ struct job {
 
 struct command {
     const char *name;
-    const char *image;    /* file name of the unikernel; NULL: it needs no VM, and no disk */
+    const char *image;    /* file name of the unikernel; NULL: it needs no VM */
     const char *operands; /* for the synopsis */
     bool writes;          /* opens the file for writing */
     int (*parse)(struct job *, char **operands, int count, int words, struct err *);
     void (*print)(struct job *, const struct disk *, const instar_Outcome *); /* for people */
     void (*json)(struct job *, const struct disk *, const instar_Outcome *);
-    int (*host)(struct err *);    /* what it does where it needs no VM */
+    int (*host)(struct job *, struct err *); /* what it does where it needs no VM */
     const struct option_row *own; /* its options besides those of all VMs */
     const char *about, *examples;
 };

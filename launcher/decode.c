@@ -46,6 +46,25 @@ static void show_need(struct json *j, const instar_Need *n)
     for (unsigned i = 0; i < n->lengths_count; i++)
         show_length(j, n->lengths[i].slot, n->lengths[i].length);
     json_close(j, ']');
+    if (n->undo)
+        json_flag(j, "undo", true);
+    if (!n->has_insert)
+        return;
+    json_open(j, "insert", '{');
+    json_number(j, "slot", n->insert.slot);
+    json_number(j, "off", n->insert.off);
+    json_number(j, "len", n->insert.len);
+    json_close(j, '}');
+}
+
+static void show_undo(struct json *j, const instar_Undo *u)
+{
+    json_number(j, "slot", u->slot);
+    json_number(j, "off", u->off);
+    json_open(j, "crc", '[');
+    for (unsigned i = 0; i < u->crc_count; i++)
+        json_number(j, NULL, u->crc[i]);
+    json_close(j, ']');
 }
 
 static void show_fault(struct json *j, const instar_Fault *f)
@@ -173,7 +192,7 @@ static void show(const instar_Event *ev)
         [instar_Event_log_tag] = "log",         [instar_Event_progress_tag] = "progress",
         [instar_Event_patch_tag] = "patch",     [instar_Event_extent_tag] = "extent",
         [instar_Event_need_tag] = "need",       [instar_Event_fault_tag] = "fault",
-        [instar_Event_outcome_tag] = "outcome",
+        [instar_Event_outcome_tag] = "outcome", [instar_Event_undo_tag] = "undo",
     };
     struct json out = {0}, *j = &out;
     json_open(j, NULL, '{');
@@ -195,6 +214,9 @@ static void show(const instar_Event *ev)
         break;
     case instar_Event_need_tag:
         show_need(j, &ev->event.need);
+        break;
+    case instar_Event_undo_tag:
+        show_undo(j, &ev->event.undo);
         break;
     case instar_Event_fault_tag:
         show_fault(j, &ev->event.fault);
@@ -260,8 +282,9 @@ static void take_frames(struct decoder *d, struct err *e)
     }
 }
 
-int decode_stdin(struct err *e)
+int decode_stdin(struct job *job, struct err *e)
 {
+    (void)job;
     static struct decoder d;
     struct frames *f = &d.frames;
     ssize_t n;

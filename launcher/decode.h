@@ -5,10 +5,10 @@
 #ifndef LAUNCHER_DECODE_H
 #define LAUNCHER_DECODE_H
 
-#include "err.h"
+#include "commands.h"
 
 /* Reads frames from stdin and prints each Event as a JSON object on a line of its own, named as in
  * the contract. What is no frame is passed over; -1: there was some, and *e says where. */
-int decode_stdin(struct err *e);
+int decode_stdin(struct job *job, struct err *e);
 
 #endif

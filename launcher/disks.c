@@ -3,6 +3,7 @@
  * Opening, measuring and finishing the files of a run. Messages are qemu-img's (parity A.4).
  */
 #include "disks.h"
+#include "insert.h"
 #include "locks.h"
 
 #include <errno.h>
@@ -33,9 +34,11 @@ static bool right_kind(mode_t mode)
 
 /* The length and the sector. A guest cannot read what a file has after its last whole sector, but
  * for sectors of 512 bytes, up to which QEMU fills the file up with zeros. */
-static int measure(struct disk *d, unsigned sector, struct err *e)
+int disk_measure(struct disk *d, unsigned sector, struct err *e)
 {
     int own = 512, read_only = 0;
+    if (fstat(d->fd, &d->before) < 0)
+        return cannot_open(d, errno, e);
     d->device = S_ISBLK(d->before.st_mode);
     d->length = (uint64_t)d->before.st_size;
     if (d->device &&
@@ -47,6 +50,7 @@ static int measure(struct disk *d, unsigned sector, struct err *e)
                        "Could not open '%s': The device is not writable: Permission denied",
                        d->name);
     d->sector = sector ? sector : (unsigned)own;
+    d->insert_unit = d->device ? 0 : insert_unit(d->fd);
     if (d->sector > 512 && d->length % d->sector)
         return err_set(e, instar_Code_INVALID_OPTION,
                        "'%s' is %llu bytes long: not a whole number of blocks of %u bytes", d->name,
@@ -62,13 +66,13 @@ static int lock_and_measure(struct disk *d, unsigned sector, struct err *e)
         return wrong_kind(d, e);
     if (locks_take(d->fd, d->name, d->writable, e) < 0)
         return -1;
-    /* The length, and the times that disk_state() compares, hold from the lock on. */
-    return fstat(d->fd, &d->before) < 0 ? cannot_open(d, errno, e) : measure(d, sector, e);
+    /* What is measured holds from the lock on. */
+    return disk_measure(d, sector, e);
 }
 
 int disk_open(struct disk *d, const char *name, bool writable, unsigned sector, struct err *e)
 {
-    *d = (struct disk){.name = name, .fd = -1, .writable = writable};
+    *d = (struct disk){.name = name, .fd = -1, .dir = -1, .writable = writable};
     /* A fifo is not even opened, which would wake its writer; fstat() below is what decides. */
     if (stat(name, &d->before) == 0 && !right_kind(d->before.st_mode) &&
         !S_ISDIR(d->before.st_mode))
@@ -81,8 +85,19 @@ int disk_open(struct disk *d, const char *name, bool writable, unsigned sector, 
 int disk_adopt(struct disk *d, const char *name, int fd, bool writable, unsigned sector,
                struct err *e)
 {
-    *d = (struct disk){.name = name, .fd = fd, .writable = writable};
+    *d = (struct disk){.name = name, .fd = fd, .dir = -1, .writable = writable};
     return lock_and_measure(d, sector, e);
+}
+
+int disk_sector(const struct disk *d, uint64_t off, uint8_t sector[512], struct err *e)
+{
+    ssize_t n = 1;
+    memset(sector, 0, 512);
+    for (size_t have = 0; have < 512 && n > 0; have += (size_t)n)
+        n = pread(d->fd, sector + have, 512 - have, (off_t)(off + have));
+    return n < 0 ? err_set(e, instar_Code_READ_FAILED, "Could not read '%s': %s", d->name,
+                           strerror(errno))
+                 : 0;
 }
 
 uint64_t disk_sectors(const struct disk *d, uint64_t length)

@@ -25,6 +25,12 @@ struct disk {
     uint64_t limit;        /* what its file may grow to (growth.h) */
     uint64_t granted;      /* the longest length that the guest was allowed; 0: none */
     struct stat before;
+    uint32_t insert_unit;  /* of insertions (insert.h); 0: the guest is to do without */
+
+    int dir;              /* the directory that the file was found in, or -1 */
+    char *journal;        /* undo.h: the path of its undo journal, should it have one, or NULL */
+    bool undo;            /* a journal that this run has written is in force, of an image of */
+    uint64_t undo_length; /* this length */
 };
 
 /* Opens and locks; a regular file or a block device, nothing else. `sector`: the logical block
@@ -34,6 +40,12 @@ int disk_open(struct disk *d, const char *name, bool writable, unsigned sector, 
 /* The same for a file that is open already: one that an image names. */
 int disk_adopt(struct disk *d, const char *name, int fd, bool writable, unsigned sector,
                struct err *e);
+
+/* Takes its length, and the times that disk_state() compares, once more. */
+int disk_measure(struct disk *d, unsigned sector, struct err *e);
+
+/* Reads 512 bytes; what is behind the end of the file reads zero. */
+int disk_sector(const struct disk *d, uint64_t off, uint8_t sector[512], struct err *e);
 
 /* The length of the device that QEMU makes of a file of `length` bytes: whole sectors. */
 uint64_t disk_sectors(const struct disk *d, uint64_t length);

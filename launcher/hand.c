@@ -127,7 +127,8 @@ static void in_dir(const struct job *job, const char *file)
 static void print_grants(const struct job *job)
 {
     puts("# If it asks for room (need), nothing has been written yet. Make the disk as long as it\n"
-         "# says over QMP, then grant: one byte, the number of the epoch.");
+         "# says over QMP, then grant: one byte, the number of the epoch. If it announces what it\n"
+         "# overwrites (undo), copy the image first: nobody writes an undo journal here.");
     printf("#   (echo '{\"execute\": \"qmp_capabilities\"}'; echo '{\"execute\": \"block_resize\", "
            "\"arguments\": {\"node-name\": \"f0\", \"size\": LENGTH}}'; sleep 1) | "
            "socat - UNIX-CONNECT:");

@@ -13,6 +13,7 @@
 #include "hand.h"
 #include "print.h"
 #include "raw.h"
+#include "recover.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -37,6 +38,8 @@ static int keep_standard_descriptors(struct err *e)
 static int work(struct job *job, struct chain *c, instar_Outcome *out, struct err *e)
 {
     const struct disk *d = &c->disks[0];
+    if (c->count && recover_first(job, &c->disks[0], e) < 0)
+        return -1;
     if (job->hand)
         return hand_print(job, c->disks, c->count, e);
     int r = raw_applies(job) ? raw_resize(job, d, out, e) : chain_run(job, c, out, e);
@@ -52,10 +55,12 @@ static int do_job(struct job *job, struct err *e)
     struct chain c = {.count = job->image != NULL};
     bool writable = job->command->writes && !job->request.dry_run;
     if (!job->command->image)
-        return job->command->host(e);
+        return job->command->host(job, e);
     if (c.count && disk_open(&c.disks[0], job->image, writable, job->sector, e) < 0)
         return -1;
     c.disks[0].target = job->command->writes;
+    if (job->hand)
+        c.disks[0].insert_unit = 0; /* nobody would insert */
     int r = work(job, &c, &out, e);
     chain_close(&c);
     if (r == 0 && !job->hand)

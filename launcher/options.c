@@ -69,6 +69,13 @@ const struct option_row resize_options[] = {
     {0},
 };
 
+const struct option_row recover_options[] = {
+    {OPT_DRY_RUN, "dry-run", NULL, "tell what is to be rolled back, and write nothing"},
+    {OPT_OUTPUT, "output", "human|json", "how to print the result, and errors"},
+    {'q', "quiet", NULL, "do not print \"Nothing to recover.\""},
+    {0},
+};
+
 const struct option_row no_options[] = {{0}};
 
 int options_usage(const struct job *job, struct err *e, const char *text, const char *what)

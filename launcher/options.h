@@ -14,7 +14,8 @@ struct option_row {
     const char *help;
 };
 
-extern const struct option_row resize_options[], no_options[]; /* each ends with a row of zeros */
+/* each ends with a row of zeros */
+extern const struct option_row resize_options[], recover_options[], no_options[];
 
 enum { MAX_OPERANDS = 3 };
 

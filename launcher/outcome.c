@@ -91,7 +91,7 @@ static int check_need(const instar_NeedFile *need, const struct job *job, const 
 {
     bool touched = false;
     for (unsigned i = 0; i < count; i++)
-        touched |= disks[i].granted || disk_state(&disks[i]) == DISK_TOUCHED;
+        touched |= disks[i].granted || disks[i].undo || disk_state(&disks[i]) == DISK_TOUCHED;
     if (touched || !may_need(job, need) || !in_turn(need, disks, count))
         return err_set(e, instar_Code_PROTOCOL, "The guest asked for a file out of turn");
     if (need->writable && (need->role != instar_Role_ROLE_DATA || need->slot != 0 ||

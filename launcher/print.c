@@ -258,12 +258,12 @@ void json_noop(struct job *job, const struct disk *d, const instar_Outcome *out)
 
 /* ---- failures ---- */
 
-/* In the object that a dry run began, the error is one more member. */
+/* In an object that was begun, as by a dry run, the error is one more member. */
 static void json_failure(struct job *job, const struct err *e, const char *code)
 {
     if (job->patches)
         plan_json_end(job);
-    else
+    else if (job->out.depth == 0)
         json_open(&job->out, NULL, '{');
     json_text(&job->out, "error", e->text);
     json_text(&job->out, "code", code);

@@ -23,6 +23,7 @@ int request_write(struct job *job, const struct disk *disks, unsigned count, int
         d->role = disks[i].role;
         d->of = disks[i].of;
         d->device = disks[i].device;
+        d->insert_unit = disks[i].insert_unit;
         if (disks[i].format)
             snprintf(d->format, sizeof d->format, "%s", disks[i].format);
     }

@@ -7,6 +7,7 @@
 #include "run.h"
 #include "growth.h"
 #include "outcome.h"
+#include "recover.h"
 #include "request.h"
 #include "vm.h"
 
@@ -70,6 +71,24 @@ static bool only_repaired(const instar_Outcome *out)
            out->result.resize.rebuilt;
 }
 
+/* Rolls back the epoch that was under way, if there is a journal of it, and says so. */
+static bool rolled_back(const struct vm *vm, bool touched, struct err *e)
+{
+    struct disk *d = vm->disks;
+    struct err why = {0};
+    if (!d->undo)
+        return false;
+    if (recover_now(d, &why) == 0) {
+        if (touched)
+            err_add(e, "What the operation had written of its last step was rolled back: the image "
+                       "has its old size and all its data.");
+        return touched;
+    }
+    err_add(e, "What the operation had written could not be rolled back:\n%s", why.text);
+    err_clear(&why);
+    return true;
+}
+
 /* Says what a failure means for the image; repaired: that is all that was done. QEMU is dead. */
 static void tell_aftermath(const struct vm *vm, bool repaired, struct err *e)
 {
@@ -85,6 +104,8 @@ static void tell_aftermath(const struct vm *vm, bool repaired, struct err *e)
                     i ? "The external data file" : "The file", (unsigned long long)d->granted);
         granted |= d->granted != 0;
     }
+    if (rolled_back(vm, worst != DISK_UNTOUCHED, e) && !repaired)
+        return;
     if (worst == DISK_UNTOUCHED)
         err_add(e, "Nothing had been granted or written: the image is unchanged.");
     else if (repaired)
@@ -142,6 +163,21 @@ static int run_either(struct vm *vm, struct err *e)
     return run_machines(vm, ACCEL_TCG, job->timeout, e);
 }
 
+/* Did the run fail for an insertion that the host cannot do, and may it be done without? */
+static bool goes_without(struct vm *vm)
+{
+    struct err why = {0};
+    if (!vm->lacking)
+        return false;
+    for (unsigned i = 0; i < vm->count; i++) {
+        struct disk *d = &vm->disks[i];
+        if (disk_measure(d, vm->job->sector, &why) < 0)
+            return false;
+        d->insert_unit = 0;
+    }
+    return true;
+}
+
 static struct vm vm; /* the one at work, or the last one; too large for a stack */
 
 /* What the Outcome says, if it can be believed. */
@@ -152,7 +188,8 @@ static int take_outcome(instar_Outcome *out, struct err *e)
         return 0;
     /* A plain refusal left no trace; all else needs a word on the image. */
     qemu_reap(&vm.qemu);
-    if (e->code == instar_Code_PROTOCOL || state(&vm) == DISK_TOUCHED)
+    if (e->code == instar_Code_PROTOCOL || state(&vm) == DISK_TOUCHED ||
+        (vm.count && vm.disks[0].undo))
         tell_aftermath(&vm, only_repaired(out), e);
     return -1;
 }
@@ -169,6 +206,12 @@ int run(struct job *job, struct disk *disks, unsigned count, instar_Outcome *out
     vm.signals = catch_signals(e);
     if (vm.request >= 0 && vm.signals >= 0) {
         r = run_either(&vm, e);
+        if (r < 0 && goes_without(&vm)) {
+            go_on(&vm, "An insertion", "none", e);
+            close(vm.request);
+            vm.request = make_request(&vm, e);
+            r = vm.request < 0 ? -1 : run_either(&vm, e);
+        }
         if (r < 0)
             tell_aftermath(&vm, false, e);
         else

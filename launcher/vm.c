@@ -11,6 +11,7 @@
  */
 #include "vm.h"
 #include "growth.h"
+#include "insert.h"
 #include "plan.h"
 #include "text.h"
 
@@ -100,10 +101,40 @@ static void grant(struct vm *vm)
     send(vm->qemu.serial, &epoch, 1, MSG_NOSIGNAL | MSG_DONTWAIT); /* lost if QEMU is dead */
 }
 
+/* The longest that the Need lets the image become; 0: it stays as it is. */
+static uint64_t wanted(const instar_Need *need)
+{
+    for (unsigned i = 0; i < need->lengths_count; i++)
+        if (need->lengths[i].slot == 0)
+            return need->lengths[i].length;
+    return 0;
+}
+
+/* A Need ends the epoch before it, and its journal with that. Then what this one wants of the host
+ * besides lengths, which must be there before anything else is done. */
+static int prepare(struct vm *vm, const instar_Need *need, struct err *e)
+{
+    struct disk *d = vm->disks;
+    if (vm->count && d->undo && undo_retire(d, e) < 0)
+        return -1;
+    if (need->undo && vm->count && !need->has_insert)
+        return undo_write(&vm->undo, vm->job, need->epoch, wanted(need), d, e);
+    if (vm->undo.cnt)
+        return err_set(e, instar_Code_PROTOCOL,
+                       "The guest announced changes and did not ask for an undo journal");
+    if (!need->has_insert)
+        return need->undo ? err_set(e, instar_Code_PROTOCOL, "There is nothing to undo") : 0;
+    if (insert_zeros(need, vm->disks, vm->count, &vm->lacking, e) < 0)
+        return -1;
+    d = &vm->disks[need->insert.slot];
+    qmp_resize(&vm->qmp, need->insert.slot, disk_sectors(d, d->granted));
+    return 0;
+}
+
 /* Judges the whole Need before anything is done for any part of it. */
 static int serve_need(struct vm *vm, const instar_Need *need, struct err *e)
 {
-    if (growth_check(need, vm->disks, vm->count, e) < 0)
+    if (growth_check(need, vm->disks, vm->count, e) < 0 || prepare(vm, need, e) < 0)
         return -1;
     for (unsigned i = 0; i < need->lengths_count; i++) {
         const instar_NeedLength *l = &need->lengths[i];
@@ -127,6 +158,8 @@ static int take_event(struct vm *vm, struct err *e)
     case instar_Event_progress_tag:
         show_progress(vm, &vm->event.event.progress);
         return GO_ON;
+    case instar_Event_undo_tag:
+        return undo_announce(&vm->undo, &vm->event.event.undo, vm->disks, vm->count, e);
     case instar_Event_need_tag:
         return serve_need(vm, &vm->event.event.need, e);
     case instar_Event_patch_tag:
@@ -138,6 +171,8 @@ static int take_event(struct vm *vm, struct err *e)
     case instar_Event_fault_tag:
         return fault(&vm->event.event.fault, e);
     case instar_Event_outcome_tag:
+        if (vm->undo.cnt && !vm->event.event.outcome.has_error)
+            break;
         if (vm->frames.have == 0 && frames_read(&vm->frames, vm->qemu.serial) <= 0)
             return FINISHED;
         return err_set(e, instar_Code_PROTOCOL, "The VM went on after its outcome");
@@ -287,7 +322,8 @@ int vm_run(struct vm *vm, const struct machine *machine, enum accel accel, unsig
                        "A QEMU that was killed is not dead yet: no other is started");
     vm->frames.have = 0;
     vm->messages_len = 0;
-    vm->heard = vm->asked = vm->progress = false;
+    vm->heard = vm->asked = vm->progress = vm->lacking = false;
+    vm->undo.runs = vm->undo.cnt = 0;
     vm->started = vm->last_frame = now_ms();
     vm->last = vm->qemu;
     int r = qemu_start(&vm->qemu, vm->job, machine, accel, vm->disks, vm->count, vm->request, e);

@@ -9,6 +9,7 @@
 #include "frames.h"
 #include "qemu.h"
 #include "qmp.h"
+#include "undo.h"
 
 enum { MESSAGES_KEPT = 64 << 10 };
 
@@ -27,6 +28,8 @@ struct vm {
     bool heard;                  /* a frame has come */
     bool asked;                  /* event.need waits to be granted */
     bool progress;               /* a progress line stands on the terminal */
+    bool lacking;                /* an insertion failed that the host cannot do at all */
+    struct undo undo;            /* announced */
     int64_t started, last_frame; /* ms */
     size_t messages_len;
     char messages[MESSAGES_KEPT]; /* the first that QEMU wrote; the rest is read and dropped */

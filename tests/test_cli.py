@@ -52,7 +52,8 @@ def requests(fakes, *args):
     seen = len(fakes.reports())
     result = fakes.run("ok", *args, more={"FAKE_RECORD": "1"})
     assert len(fakes.reports()) == seen + 1, result.stderr
-    return fakes.reports()[-1]["request"]
+    request = fakes.reports()[-1]["request"]
+    return {**request, "disks": fakes.disks()} if "disks" in request else request
 
 
 # ---- help, version, usage ----

@@ -66,7 +66,7 @@ def test_roles(fakes, files):
     result = ask(fakes, needs, FAKE_RECORD="1")
     assert (result.returncode, result.stderr) == (0, b"")
     cage = fakes.reports()[-1]
-    assert cage["request"]["disks"] == [
+    assert fakes.disks() == [
         {"length": "196616", "writable": True},
         {"length": "10000", "writable": True, "role": "ROLE_DATA"},
         {"length": "4096", "role": "ROLE_BACKING", "format": "qcow2"},
@@ -233,8 +233,8 @@ def test_links_leave_nothing_behind(fakes, files):
                              pathlib.Path("/proc/%d/fd" % p.pid).iterdir())
         assert launching.interrupt(p)[1].decode().endswith(UNCHANGED)
         assert p.returncode == -2
-    # 0, 1, 2, image, request, signals, pidfd, serial, QMP, messages
-    assert [len(left[n]) for n in (0, 1, 7)] == [10, 11, 17], left
+    # 0, 1, 2, image, its directory, request, signals, pidfd, serial, QMP, messages
+    assert [len(left[n]) for n in (0, 1, 7)] == [11, 12, 18], left
 
 
 # ---- where names lead ----
@@ -346,7 +346,7 @@ def test_a_device_as_data_file(device, fakes, files):
     for after in ([], [[1, 0]]):
         result = ask(fakes, [need], *words, then="tells_lengths", FAKE_AFTER=after, FAKE_RECORD="1")
         assert (result.returncode, result.stderr) == (0, b"")
-    assert fakes.reports()[-1]["request"]["disks"][1] == {
+    assert fakes.disks()[1] == {
         "length": "65536", "writable": True, "role": "ROLE_DATA"}
     result = ask(fakes, [need], *words, then="data_needs", FAKE_LENGTH="65537")
     assert result.returncode == 1 and b"is a device of 65536 bytes" in result.stderr

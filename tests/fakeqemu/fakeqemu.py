@@ -678,6 +678,57 @@ def need_of_reader(f):
     f.done()
 
 
+def script(f):
+    """Does what $FAKE_SCRIPT says, step by step: [what, argument...]."""
+    for what, *args in json.loads(os.environ["FAKE_SCRIPT"]):
+        if what == "undo":
+            slot, off, crc = args
+            f.send(undo=f.pb.Undo(slot=slot, off=off, crc=crc))
+        elif what == "need":
+            f.send(need=f.pb.Need(**args[0]))
+        elif what == "granted":
+            if f.granted() != args[0]:
+                sys.exit(8)
+        elif what == "journal":
+            import undo_journal
+            with open(args[0], "rb") as journal:
+                found = undo_journal.parse(journal.read())
+            if [m[0] for m in found["marks"]] != args[1]:
+                sys.exit(9)
+        elif what == "no journal":
+            if os.path.exists(args[0]):
+                sys.exit(9)
+        elif what == "qmp error":
+            f.qmp_error = "oops"
+        elif what == "write":
+            os.pwrite(f.disks[0], bytes.fromhex(args[1]) * (args[2:] or [1])[0], args[0])
+        elif what == "done":
+            f.done(**args[0])
+        elif what == "fail":
+            f.fail("INCONSISTENT", "half way")
+        elif what == "needs":
+            f.need_file("base")
+        elif what == "exit":
+            sys.exit(args[0])
+        elif what == "hang":
+            time.sleep(60)
+
+
+def inserts(f):
+    """Puts $FAKE_INSERT ([offset, length]) in, where the host says that it can; else it appends."""
+    length = f.request.disks[0].length
+    off, n = json.loads(os.environ["FAKE_INSERT"])
+    if f.request.disks[0].insert_unit:
+        f.send(need=f.pb.Need(epoch=2, insert=f.pb.Insert(slot=0, off=off, len=n)))
+    else:
+        f.need(2, (0, length + n))
+    if f.granted() != 2 or os.fstat(f.disks[0]).st_size < length + n:
+        sys.exit(8)
+    if os.environ.get("FAKE_THEN") == "dies":
+        sys.exit(3)
+    f.done(file_size_after=length + n)
+
+
 def main():
     fake = Fake(sys.argv)
     with open(os.environ["FAKE_REPORT"], "w") as report:

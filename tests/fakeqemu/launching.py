@@ -68,6 +68,11 @@ class Fakes:
             pass
         return [json.loads(line) for line in self.text.split(b"\n")[:-1]]
 
+    def disks(self, report=-1):
+        """Those of the Request, but for what depends on the file system that the test is on."""
+        return [{k: v for k, v in d.items() if k != "insertUnit"}
+                for d in self.reports()[report]["request"]["disks"]]
+
     def wait_for_fake(self):
         until(self.reports)
         return self.reports()[-1]["pid"]
