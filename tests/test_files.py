@@ -347,7 +347,7 @@ def test_a_device_as_data_file(device, fakes, files):
         result = ask(fakes, [need], *words, then="tells_lengths", FAKE_AFTER=after, FAKE_RECORD="1")
         assert (result.returncode, result.stderr) == (0, b"")
     assert fakes.disks()[1] == {
-        "length": "65536", "writable": True, "role": "ROLE_DATA"}
+        "length": "65536", "writable": True, "role": "ROLE_DATA", "device": True}
     result = ask(fakes, [need], *words, then="data_needs", FAKE_LENGTH="65537")
     assert result.returncode == 1 and b"is a device of 65536 bytes" in result.stderr
     assert launching.digest(fakes.tmp / "store") == before
