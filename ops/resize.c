@@ -106,6 +106,18 @@ static int open_chain(struct images *all, bool grow, instar_Outcome *out, struct
     return rc;
 }
 
+/* What is about to be written must be plain data: the name came out of an image, and a hostile one
+ * may name somebody else's. */
+static int check_data(struct blk *b, u8 *mem, struct err *e)
+{
+    struct image img;
+    struct err ignored = {0};
+    return image_open(&img, b, NULL, mem, &ignored) || img.format != &raw_format
+               ? FAIL(e, ERR_EXTERNAL_DATA_FILE,
+                      "The external data file is an image of its own, and is not written to", 0, 0)
+               : 0;
+}
+
 /* Opens every disk of the Request: the image, its backing files in order, and their data files. */
 static int open_images(struct op *op, struct images *all, u8 *mem, void *scratch, struct err *e)
 {
@@ -118,6 +130,8 @@ static int open_images(struct op *op, struct images *all, u8 *mem, void *scratch
             if (!all->cnt || all->disk[all->cnt - 1] != d->of || img->files > 1)
                 return FAIL(e, ERR_PROTOCOL, "A data file is out of its place", i, d->of);
             img->file[img->files++] = op->disk[i];
+            if (all->cnt == 1 && (rc = check_data(op->disk[i], mem + IMAGE_MEM, e)))
+                return rc;
             continue;
         }
         rc = image_open(img, op->disk[i], d->format, mem + (size_t)all->cnt * IMAGE_MEM, e);

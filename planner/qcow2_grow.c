@@ -137,22 +137,29 @@ static int longer_l1(struct grow *g, struct err *e)
                      (g->plan.l1_size - g->q->l1_size) * 8ull, "the new L1 entries", e);
 }
 
+/* An L1 table that moves is copied as it is: no entry may name what becomes free, or is new. */
+static int check_l1(struct grow *g, struct err *e)
+{
+    struct table l1 = {g->img->file[0], &g->img->win, g->q->l1_table_offset, g->q->l1_size};
+    u64 used = g->plan.l1_clusters ? qcow2_l1_entries(g->q, g->img->size) : 0;
+    int rc = 0;
+    for (u64 i = 0, l2; !rc && i < used; i++) {
+        rc = table_get(&l1, i, &l2, e);
+        if (!rc && l2)
+            rc = qcow2_l1_get(g->img, i, &l2, e);
+    }
+    return rc;
+}
+
 /* The new L1 table: the entries of the old disk, the rest zero. */
 static int new_l1(struct grow *g, struct err *e)
 {
     u64 used = qcow2_l1_entries(g->q, g->img->size), to = g->plan.alloc.payload.first * g->cluster;
     u64 keep = g->tail.copy_l2 ? used - 1 : used;
     u8 entry[8];
-    int rc = 0;
-    struct table l1 = {g->img->file[0], &g->img->win, g->q->l1_table_offset, g->q->l1_size};
-    for (u64 i = 0, l2; !rc && i < used; i++) { /* none may name what becomes free, or is new */
-        rc = table_get(&l1, i, &l2, e);
-        if (!rc && l2)
-            rc = qcow2_l1_get(g->img, i, &l2, e);
-    }
-    if (!rc && keep)
-        rc = plan_copy(g->s, to, g->q->l1_table_offset, keep * 8, "the L1 table, at its new place",
-                       e);
+    int rc = keep ? plan_copy(g->s, to, g->q->l1_table_offset, keep * 8,
+                              "the L1 table, at its new place", e)
+                  : 0;
     put_be64(entry, g->tail.new_l2 | QCOW2_COPIED);
     return rc || keep == used
                ? rc
@@ -345,7 +352,7 @@ int qcow2_plan_grow(struct image *img, const struct resize_args *a, struct plan_
     int rc;
     if (state->v[V_PHASE] == PHASE_FILL)
         return fill(&g, a, state, e);
-    if ((rc = place(&g, e)))
+    if ((rc = place(&g, e)) || (rc = check_l1(&g, e)))
         return rc;
     bool move_reftable = g.plan.alloc.reftable.cnt && qcow2_tail_clusters(&g.tail);
     struct plan_state next = *state;

@@ -157,6 +157,18 @@ def test_refusals(tmp_path):
     refused(disk, "OVERLAY_CORRUPT", "is invalid", "--shrink", size="100k")
 
 
+@pytest.mark.parametrize("victim", ["qcow2", "vmdk", "vhdx", "vpc"])
+def test_somebody_elses_image_is_no_data_file(tmp_path, victim):
+    """A hostile image names its neighbour, which a resize would cut, or zero."""
+    disk = make(tmp_path, MI, True, writes=0)
+    data = disk.with_suffix(".data")
+    data.unlink()
+    qemu_img("create", "-q", "-f", victim, data, "8M")
+    for args in ([], ["--shrink"]):
+        refused(disk, "EXTERNAL_DATA_FILE", "is an image of its own", *args,
+                size="512k" if args else "+1M")
+
+
 def header_with_l2(disk):
     """Where the first L2 table stands."""
     with open(disk, "rb") as f:
