@@ -348,10 +348,6 @@ def vmdk_descriptor(tmp_path):
     return path
 
 
-def data_file(tmp_path):
-    return create(tmp_path / "a.qcow2", MI, f"data_file={tmp_path / 'data.raw'}")
-
-
 def with_bits(off, value):
     def make_it(tmp_path):
         path = create(tmp_path / "a.qcow2", MI)
@@ -395,7 +391,6 @@ SHRINK = ("instar-launch: Use the --shrink option to perform a shrink operation.
 
 # name: (maker, arguments, code, words that stderr must hold; None: any, "=": exactly qemu-img's)
 REFUSED = {
-    "data-file": (data_file, ["+1M"], "EXTERNAL_DATA_FILE", "data-file"),
     "corrupt": (with_bits(72, 2), ["+1M"], "OVERLAY_CORRUPT",
                 "qcow2: Image is corrupt; cannot be opened read/write"),
     "incompatible": (with_bits(72, 1 << 40), ["+1M"], "UNSUPPORTED_FEATURE",
