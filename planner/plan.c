@@ -19,10 +19,12 @@ void digest_init(struct digest *d)
  * attacker, who could as well write the image he wants. */
 static void digest_bytes(struct digest *d, const void *data, u64 len)
 {
-    const u8 *p = data;
-    for (u64 i = 0; i < len; i += 8) {
-        u64 word = 0;
-        memcpy(&word, p + i, min_u64(8, len - i));
+    const u8 *p = data, *end = p + len;
+    for (u64 word; p < end; p += 8) {
+        if (end - p >= 8) /* of a length that the compiler knows: no call */
+            memcpy(&word, p, 8);
+        else
+            memcpy(memset(&word, 0, 8), p, (size_t)(end - p));
         d->hash = (d->hash ^ word) * 0x100000001b3ull;
         d->hash ^= d->hash >> 32;
     }

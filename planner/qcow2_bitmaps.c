@@ -286,7 +286,7 @@ static int check_counts(struct bitmaps *m, u64 off, u64 cnt, const struct change
  * written. So the plan is no longer than the file, whatever the directory says. */
 static int check_disjoint(struct bitmaps *m, u64 *keys, u64 *tmp, u64 cnt, struct err *e)
 {
-    keys = qcow2_sort(keys, tmp, cnt);
+    keys = qcow2_sort(keys, tmp, cnt, 0);
     for (u64 i = 1; i < cnt; i++)
         if ((keys[i - 1] >> 16) + (keys[i - 1] & 0xffff) > keys[i] >> 16)
             return FAIL(e, ERR_OVERLAY_CORRUPT, "A bitmap at {val} overlaps other metadata", 0,
@@ -297,7 +297,7 @@ static int check_disjoint(struct bitmaps *m, u64 *keys, u64 *tmp, u64 cnt, struc
 /* Equal hashes are taken for equal names. */
 static int check_names(u64 *names, u64 *tmp, u64 cnt, struct err *e)
 {
-    names = qcow2_sort(names, tmp, cnt);
+    names = qcow2_sort(names, tmp, cnt, 0);
     for (u64 i = 1; i < cnt; i++)
         if (names[i] == names[i - 1])
             return FAIL(e, ERR_OVERLAY_CORRUPT, "Two bitmaps have the same name", 0, cnt);

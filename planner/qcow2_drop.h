@@ -24,10 +24,12 @@ struct qcow2_drop {
     u8 *buf;                 /* QCOW2_DROP_CHUNK bytes */
     u64 file_size;           /* whole clusters, as the epoch found it: both passes see the same */
     u64 *spared, spared_cnt; /* refcount blocks, by cluster index, ascending */
+    u64 plain;               /* from here on in the file stands no table that the header names */
 };
 
-/* Sorts a[0..cnt) with the help of tmp, as long; returns whichever of the two holds the result. */
-u64 *qcow2_sort(u64 *a, u64 *tmp, u64 cnt);
+/* Sorts a[0..cnt) with the help of tmp, as long; returns whichever of the two holds the result.
+ * Bits below from_bit do not count. cnt < 2^32. */
+u64 *qcow2_sort(u64 *a, u64 *tmp, u64 cnt, u32 from_bit);
 
 /* An empty list in the caller's memory, `len` bytes: PLAN_WORK. `fresh`: nothing was freed yet. */
 void qcow2_drop_init(const struct image *img, struct qcow2_drop *d, void *mem, size_t len,
