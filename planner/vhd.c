@@ -3,6 +3,7 @@
  * VHD: which images can be changed at all, which sizes they can have, and the plan that serves a
  * request. Messages are qemu-img's where it has them.
  */
+#include "vhd_fixed.h"
 #include "vhd_grow.h"
 #include "vhd_shrink.h"
 
@@ -29,9 +30,13 @@ static int check_supported(const struct image *img, const struct resize_args *a,
         return FAIL(e, ERR_INVALID_NEW_SIZE,
                     "The image size is too large for file format 'vpc': it can have 2040 GiB", 0,
                     to->size);
-    if (a->preallocation != PREALLOC_OFF)
+    bool can = v->disk_type == VHD_FIXED && to->size > img->size &&
+               a->preallocation != PREALLOC_METADATA;
+    if (a->preallocation != PREALLOC_OFF && !can)
         return FAIL(e, ERR_PREALLOCATION_UNSUPPORTED,
-                    "Preallocation is not supported for VHD images", 0, a->preallocation);
+                    "Preallocation is supported for VHD images only where a fixed one grows, by "
+                    "falloc or full",
+                    0, a->preallocation);
     if (v->tail_offset % VHD_SECTOR)
         return FAIL(e, ERR_UNSUPPORTED_SUBFORMAT,
                     "The file's length is not a multiple of 512, but a footer ends it",
@@ -40,10 +45,6 @@ static int check_supported(const struct image *img, const struct resize_args *a,
         return FAIL(e, ERR_OVERLAY_CORRUPT,
                     "The footer's geometry and its size of {val} bytes are not of one disk",
                     VF_CURRENT_SIZE, v->current_size);
-    if (v->disk_type == VHD_FIXED && to->size > img->size)
-        return FAIL(e, ERR_UNSUPPORTED_SUBFORMAT,
-                    "Growing a fixed VHD image is not yet supported; it can be shrunk",
-                    VF_DISK_TYPE, v->disk_type);
     return 0;
 }
 
@@ -59,10 +60,11 @@ static int vhd_resize(struct image *img, const struct resize_args *a, struct pla
         return rc;
     if (state->v[V_SETTLE])
         return vhd_plan_settle(img, a, state, s, e);
-    if (to.size > img->size)
-        return vhd_plan_grow(img, a, &to, state, s, e);
-    return v->disk_type == VHD_FIXED ? vhd_plan_shrink_fixed(img, &to, s, e)
-                                     : vhd_plan_shrink(img, a, &to, state, s, e);
+    bool grow = to.size > img->size;
+    if (v->disk_type == VHD_FIXED)
+        return grow ? vhd_plan_grow_fixed(img, a, &to, state, s, e)
+                    : vhd_plan_shrink_fixed(img, &to, s, e);
+    return (grow ? vhd_plan_grow : vhd_plan_shrink)(img, a, &to, state, s, e);
 }
 
 const struct planner vhd_planner = {

@@ -8,9 +8,6 @@
  * qemu puts a new block behind the last structure, and takes for zero what lies there: old bytes
  * would become its guest's. So what is dropped at the end of the file is zeroed before it is, and
  * what has moved away at once, for the case that the run is killed.
- *
- * A fixed disk has one footer only. It says the new size while it still ends the longer file; a
- * second one is then written behind the new end, into bytes that are nobody's, and the file is cut.
  */
 #include "vhd_shrink.h"
 #include "vhd_blocks.h"
@@ -171,19 +168,4 @@ int vhd_plan_settle(struct image *img, const struct resize_args *a, struct plan_
             return rc;
     }
     return rc ? rc : end_file(img, found.used_end, s, e);
-}
-
-int vhd_plan_shrink_fixed(struct image *img, const struct vhd_size *to, struct sink *s,
-                          struct err *e)
-{
-    u64 tail = img->u.vhd.tail_offset;
-    u8 footer[VF_LENGTH];
-    int rc = vhd_footer_patch(img, tail, tail, to, true, s, "the new size", e);
-    if (rc || (rc = plan_barrier(s, "the disk is smaller", e)) ||
-        (rc = vhd_footer_make(img, tail, to, footer, e)) ||
-        (rc = plan_write(s, to->size, footer, VF_LENGTH, "the footer behind the new end", e)) ||
-        (rc = plan_barrier(s, "the footer is in place", e)) ||
-        (rc = plan_length(s, to->size + VF_LENGTH, "the file ends with it", e)))
-        return rc;
-    return plan_barrier(s, "done", e);
 }

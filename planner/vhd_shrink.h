@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * Shrinking a VHD, and leaving one as every reader likes it.
+ * Shrinking a dynamic VHD, and leaving one as every reader likes it.
  */
 #ifndef PLANNER_VHD_SHRINK_H
 #define PLANNER_VHD_SHRINK_H
@@ -15,7 +15,5 @@ int vhd_plan_shrink(struct image *img, const struct resize_args *a, const struct
  * footer where the last structure ends, and cuts the file behind it. */
 int vhd_plan_settle(struct image *img, const struct resize_args *a, struct plan_state *state,
                     struct sink *s, struct err *e);
-int vhd_plan_shrink_fixed(struct image *img, const struct vhd_size *to, struct sink *s,
-                          struct err *e);
 
 #endif

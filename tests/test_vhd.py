@@ -3,10 +3,13 @@
 by qemu afterwards; info, probing, refusals; the largest disk; killed runs."""
 import json
 import os
+import pathlib
 import random
 import signal
 import struct
 import subprocess
+import sys
+import tempfile
 import time
 
 import pytest
@@ -73,6 +76,11 @@ def check_vhd(path):
     return current, product
 
 
+def info_size(path):
+    """A fixed disk is one to whom its format is told."""
+    return json.loads(qemu_img("info", "-f", "vpc", "--output=json", path).stdout)["virtual-size"]
+
+
 def by_qemu(path, tmp_path):
     raw = tmp_path / "guest.raw"
     qemu_img("convert", "-f", "vpc", "-O", "raw", path, raw)
@@ -135,7 +143,7 @@ SHAPES = {
 def expect(path, model, tmp_path, old_size=None):
     """Both readers show these bytes; the size may be more, by a geometry's rounding, of zeros."""
     current, product = check_vhd(path)
-    assert info(path)["virtual-size"] == current and current >= len(model)
+    assert info_size(path) == current and current >= len(model)
     by_geometry = path.read_bytes()[28:32] in (b"qemu", b"vpc ") and product < CHS_MAX
     assert current - len(model) < 2 * MI and (product == current or not by_geometry)
     for data in (by_qemu(path, tmp_path), by_7zz(path)):
@@ -209,12 +217,139 @@ def test_fixed_shrinks(accel, tmp_path, options, size, new):
     assert by_qemu(path, tmp_path) == by_7zz(path) == data[:current]
 
 
+@pytest.fixture(params=["here", "/dev/shm"])
+def where(request, tmp_path):
+    """A file system that inserts, perhaps, and one that does not."""
+    if request.param == "here":
+        return tmp_path
+    if not os.access("/dev/shm", os.W_OK):
+        pytest.skip("/dev/shm cannot be written")
+    made = tempfile.TemporaryDirectory(dir="/dev/shm")
+    request.addfinalizer(made.cleanup)
+    return pathlib.Path(made.name)
+
+
+@pytest.mark.parametrize("options,size,new", [(OFF, 20 * MI, 33 * MI), (ON, 20 * MI, 33 * MI),
+                                              (ON, 4 * MI, 4 * MI + 512), (ON, 512, 9 * MI),
+                                              (ON, MI + 512, 3 * MI), (ON, 5 * MI, 300 * GI)])
+def test_fixed_grows(accel, tmp_path, where, options, size, new):
+    path = create_vhd(where / "a.vhd", size, "subformat=fixed", options)
+    qemu_io(path, f"write -P 1 0 {size}", f"write -P 2 {size - 512} 512", fmt="vpc")
+    model = bytearray(by_qemu(path, tmp_path))
+    old = len(model)
+    if new > GI:
+        p = launch("resize", path, str(new), accel=accel)
+        assert (p.returncode, p.stdout, p.stderr) == (0, "Image resized.\n", "")
+        assert info_size(path) == new and os.stat(path).st_size == new + 512
+        qemu_io(path, f"read -P 1 0 {size - 512}", f"read -P 0 {size} 1M",
+                f"read -P 0 {new - MI} 1M", fmt="vpc")
+        return
+    for step in (new, new + MI):
+        p = launch("resize", path, str(step), accel=accel)  # known by its footer
+        assert (p.returncode, p.stdout, p.stderr) == (0, "Image resized.\n", "")
+        assert sorted(os.listdir(where)) == ["a.vhd"] or where == tmp_path
+        model = expect(path, bytes(model.ljust(step, b"\0")), tmp_path)
+        assert os.stat(path).st_size == len(model) + 512
+        write(path, model, (old - 512, 1024), (step - 512, 512), (0, 512))
+        model = expect(path, bytes(model), tmp_path)
+    resize(path, old, "--shrink", accel=accel)
+    expect(path, bytes(model[:info_size(path)]), tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["falloc", "full"])
+def test_fixed_is_preallocated(where, tmp_path, mode):
+    path = create_vhd(where / "a.vhd", 5 * MI, "subformat=fixed", ON)
+    qemu_io(path, "write -P 1 0 5M", fmt="vpc")
+    resize(path, 9 * MI, f"--preallocation={mode}")
+    assert os.stat(path).st_blocks * 512 >= 9 * MI
+    expect(path, (b"\1" * 5 * MI).ljust(9 * MI, b"\0"), tmp_path)
+    refused(path, "PREALLOCATION_UNSUPPORTED", "--preallocation=metadata", path, "30M")
+
+
+def test_fixed_with_old_bytes_behind_it(where, tmp_path):
+    """As a killed shrink leaves them: the disk grows over them, and they are not seen."""
+    path = create_vhd(where / "a.vhd", 5 * MI, "subformat=fixed", ON)
+    qemu_io(path, "write -P 1 0 5M", fmt="vpc")
+    patch_footers(path, 48, struct.pack(">Q", 3 * MI))
+    for size in (4 * MI, 5 * MI, 8 * MI):
+        twin = copy(path, "twin.vhd")
+        resize(twin, size)
+        assert os.stat(twin).st_size == max(size, 5 * MI) + 512  # a grow cuts nothing off
+        assert by_qemu(twin, tmp_path) == (b"\1" * 3 * MI).ljust(size, b"\0")
+        twin.unlink()
+
+
+def test_fixed_is_rolled_back(where, tmp_path):
+    """SIGKILL of the launcher at any moment: then the old size, the new, or a journal that leads
+    back to the old one; and the same command ends what it began."""
+    rng = random.Random(SEED)
+    print("seed", SEED)
+    path = create_vhd(where / "a.vhd", 5 * MI + 512, "subformat=fixed", ON)
+    qemu_io(path, "write -P 1 0 5M", "write -P 2 5M 512", fmt="vpc")
+    before, old = by_qemu(path, tmp_path), sha256(path)
+    new = 9 * MI
+    start = time.monotonic()
+    resize(copy(path, "victim.vhd"), new)
+    span = time.monotonic() - start
+    seen = {"old": 0, "new": 0, "journal": 0}
+    for i in range(int(os.environ.get("INSTAR_KILLS", "24"))):
+        victim = copy(path, "victim.vhd")
+        args = [LAUNCH, "resize", "-q", "--accel", best_accel(), victim, str(new)]
+        p = subprocess.Popen(args, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(rng.uniform(0.4 * span, span))
+        p.send_signal(signal.SIGKILL)
+        p.wait(timeout=TIMEOUT)
+        deadline = time.monotonic() + TIMEOUT  # until the kernel has let go of QEMU's lock
+        journal = victim.with_name("victim.vhd.instar-undo")
+        pending = journal.exists()
+        while (q := run(LAUNCH, "recover", victim)).returncode:
+            assert time.monotonic() < deadline, q.stderr
+            time.sleep(0.01)
+        assert not journal.exists()
+        now = sha256(victim)
+        seen["journal" if pending else "old" if now == old else "new"] += 1
+        if now != old:
+            assert not pending
+            size = info_size(victim)
+            assert size in (5 * MI + 512, new), f"kill {i}"  # longer, and its footer still the old
+            assert by_qemu(victim, tmp_path) == before.ljust(size, b"\0"), f"kill {i}"
+        again = run(*args)
+        assert (again.returncode, again.stderr) == (0, ""), f"kill {i}"
+        expect(victim, before.ljust(new, b"\0"), tmp_path)
+    print("killed runs left:", seen)
+
+
+def test_fixed_half_grown(tmp_path):
+    """Each half of a grow without the other, and a journal: no reader would open the one without a
+    footer; the next resize puts both right."""
+    sys.path.insert(0, str(pathlib.Path(__file__).parent / "fakeqemu"))
+    import undo_journal
+    path = create_vhd(tmp_path / "a.vhd", 5 * MI + 512, "subformat=fixed", ON)
+    qemu_io(path, "write -P 1 0 5M", fmt="vpc")
+    old = path.read_bytes()
+    grown = copy(path, "grown.vhd")
+    resize(grown, 9 * MI)
+    footer = grown.read_bytes()[-512:]
+    tail = len(old) - 512
+    for cut in (False, True):
+        for footers in ((), (tail,), (9 * MI,), (tail, 9 * MI)):
+            path.write_bytes(old)
+            changes = {tail: bytes(512), 9 * MI: footer}
+            journal = tmp_path / "a.vhd.instar-undo"
+            journal.write_bytes(undo_journal.build(path, changes, len(old), 9 * MI + 512))
+            journal.chmod(0o600)
+            os.truncate(path, len(old) if cut else 9 * MI + 512)
+            for off in footers:
+                if off < path.stat().st_size:
+                    patch(path, off, changes[off])
+            p = launch("resize", path, "9M")
+            assert p.returncode == 0 and "Rolled back an interrupted operation" in p.stderr
+            assert path.read_bytes() == grown.read_bytes()
+
+
 def test_fixed_is_never_mangled(tmp_path):
-    """Its first bytes are the guest's: only the footer tells. It is not grown: without INSERT_RANGE
-    or a journal, the longer file would have no footer for a while."""
+    """Its first bytes are the guest's: only the footer tells."""
     path = create_vhd(tmp_path / "a.vhd", 5 * MI, "subformat=fixed")
-    for fmt in ([], ["-f", "vpc"]):
-        refused(path, "UNSUPPORTED_SUBFORMAT", *fmt, path, "9M")
     size = os.stat(path).st_size
     patch(path, size - 400, b"x")  # a footer that is damaged is still none of raw's bytes
     refused(path, "OVERLAY_CORRUPT", path, "9M")

@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Growing and shrinking a fixed VHD: the disk's bytes, and behind them one footer.
+ */
+#ifndef PLANNER_VHD_FIXED_H
+#define PLANNER_VHD_FIXED_H
+
+#include "plan.h"
+#include "vhd_size.h"
+
+int vhd_plan_grow_fixed(struct image *img, const struct resize_args *a, const struct vhd_size *to,
+                        struct plan_state *state, struct sink *s, struct err *e);
+int vhd_plan_shrink_fixed(struct image *img, const struct vhd_size *to, struct sink *s,
+                          struct err *e);
+
+#endif
