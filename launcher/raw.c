@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * `resize -f raw`: lengths are exact to the byte, as with qemu-img (parity A.5); growing an empty
- * file is no exception here.
+ * file is no exception here. A failed preallocation leaves the old length; a killed one the old
+ * (falloc) or the new (full), with less reserved than was asked for.
  */
 #include "raw.h"
 #include "newsize.h"
@@ -9,23 +10,76 @@
 #include "plan.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <unistd.h>
 
 bool raw_applies(const struct job *job)
 {
     return job->request.which_op == instar_Request_resize_tag && job->format &&
-           strcmp(job->format, "raw") == 0 &&
-           job->request.op.resize.preallocation == instar_Preallocation_PREALLOCATION_OFF;
+           strcmp(job->format, "raw") == 0;
+}
+
+static bool preallocates(const instar_ResizeRequest *r)
+{
+    return r->preallocation != instar_Preallocation_PREALLOCATION_OFF;
 }
 
 /* Its plan, as a guest would send it. */
-static void show(struct job *job, uint64_t length)
+static void show(struct job *job, uint64_t old, uint64_t length)
 {
+    const instar_ResizeRequest *r = &job->request.op.resize;
     static instar_Patch p = {
         .kind = instar_PatchKind_LENGTH, .commit = true, .why = "the file is the disk"};
     p.len = length;
     plan_show(job, &p);
+    if (!preallocates(r) || length <= old)
+        return;
+    bool full = r->preallocation == instar_Preallocation_PREALLOCATION_FULL;
+    static instar_Patch next;
+    next = (instar_Patch){.kind = full ? instar_PatchKind_WRITE : instar_PatchKind_ZERO,
+                          .off = old,
+                          .len = length - old};
+    strcpy(next.why, full ? "preallocated: zeros are written"
+                          : "preallocated: the file system reserves the space");
+    plan_show(job, &next);
+}
+
+/* Zeros from d->length to `size`: the file has its new length from the first of them on. 0 or an
+ * errno. */
+static int write_zeros(const struct disk *d, uint64_t size)
+{
+    static const char zeros[1 << 20];
+    if (ftruncate(d->fd, (off_t)size) < 0)
+        return errno;
+    for (uint64_t off = d->length; off < size;) {
+        uint64_t left = size - off;
+        ssize_t n = pwrite(d->fd, zeros, left < sizeof zeros ? left : sizeof zeros, (off_t)off);
+        if (n < 0 && errno != EINTR)
+            return errno;
+        off += n > 0 ? (uint64_t)n : 0;
+    }
+    return 0;
+}
+
+/* Makes the host allocate what the file gains; the length itself is disk_finish()'s. A file system
+ * that cannot reserve space gets zeros. */
+static int preallocate(const struct disk *d, uint64_t size, bool full, struct err *e)
+{
+    int error = EOPNOTSUPP;
+    if (!full)
+        error = fallocate(d->fd, FALLOC_FL_KEEP_SIZE, (off_t)d->length, (off_t)(size - d->length))
+                    ? errno
+                    : 0;
+    if (error == EOPNOTSUPP)
+        error = write_zeros(d, size);
+    if (!error)
+        return 0;
+    if (ftruncate(d->fd, (off_t)d->length) < 0)
+        return err_set(e, instar_Code_WRITE_FAILED, "Could not take back a preallocation: %s",
+                       strerror(errno));
+    return err_set(e, error == ENOSPC ? instar_Code_NO_SPACE : instar_Code_WRITE_FAILED,
+                   "Could not preallocate data for the new area: %s", strerror(error));
 }
 
 /* SHRINK_BELOW_ALLOCATED if the file holds data from `end` on. What a file system does not tell
@@ -58,6 +112,9 @@ int raw_resize(struct job *job, const struct disk *d, instar_Outcome *out, struc
     }
     if (d->device && size != d->length)
         return err_set(e, instar_Code_INVALID_NEW_SIZE, "Cannot resize device files");
+    if (r->preallocation == instar_Preallocation_PREALLOCATION_METADATA && size != current)
+        return err_set(e, instar_Code_PREALLOCATION_UNSUPPORTED,
+                       "Unsupported preallocation mode: metadata");
     if (r->unallocated && size < d->length && check_unallocated(d, size, e) < 0)
         return -1;
     *out = (instar_Outcome){.which_result = instar_Outcome_resize_tag};
@@ -69,6 +126,9 @@ int raw_resize(struct job *job, const struct disk *d, instar_Outcome *out, struc
     result->file_size_before = d->length;
     result->file_size_after = size;
     if (job->request.dry_run && size != d->length)
-        show(job, size);
-    return 0;
+        show(job, d->length, size);
+    return job->request.dry_run || !preallocates(r) || size <= d->length
+               ? 0
+               : preallocate(d, size, r->preallocation == instar_Preallocation_PREALLOCATION_FULL,
+                             e);
 }

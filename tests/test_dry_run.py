@@ -361,11 +361,10 @@ def test_raw(tmp_path):
         assert plan["new_file_size"] == size and plan["format"] == "raw"
     image.write_bytes(b"x" * 1024)
     assert dry("-f", "raw", image, "1k")["plan"] == []
-    # Preallocation writes: that is for a guest
-    plan = dry("-f", "raw", "--preallocation=full", image, "+2M")
-    assert [(p["kind"], p["offset"], p["length"]) for p in plan["plan"]] == [
-        ("length", 0, 1024 + (2 << 20)), ("write", 1024, 1 << 20),
-        ("write", 1024 + (1 << 20), 1 << 20), ("barrier", 0, 0)]
+    for mode, kind in (("full", "write"), ("falloc", "zero")):
+        plan = dry("-f", "raw", "--preallocation", mode, image, "+2M")
+        assert [(p["kind"], p["offset"], p["length"]) for p in plan["plan"]] == [
+            ("length", 0, 1024 + (2 << 20)), (kind, 1024, 2 << 20)]
     p = run(LAUNCH, "resize", "--dry-run", "-f", "raw", image, "0")
     assert p.returncode == 1 and p.stdout == ""
     assert image.read_bytes() == b"x" * 1024

@@ -329,6 +329,29 @@ def test_175_raw_lengths(tmp_path, old, new, mode, fmt):
         assert allocated(path) <= 4096
 
 
+@pytest.mark.parametrize("mode", ["falloc", "full"])
+def test_raw_without_room_for_it(tmp_path, mode):
+    """On a file system that is too small, the old length stays. No VM is needed, or there."""
+    fs = tmp_path / "fs"
+    fs.mkdir()
+    p = run("mount", "-t", "tmpfs", "-o", "size=2M", "none", fs)
+    if p.returncode:
+        pytest.skip(f"no tmpfs: {p.stderr}")
+    try:
+        path = fs / "a.raw"
+        path.write_bytes(b"\xaa" * 1000)
+        p = launch("resize", "-f", "raw", "--qemu=/nowhere", "--preallocation", mode, path, "4M")
+        assert p.returncode == 1
+        assert p.stderr.startswith("instar-launch: Could not preallocate data for the new area: ")
+        assert path.read_bytes() == b"\xaa" * 1000
+        p = launch("resize", "-f", "raw", "--qemu=/nowhere", "--preallocation", mode, path, "1M")
+        assert (p.returncode, p.stdout) == (0, "Image resized.\n")
+        assert path.read_bytes() == b"\xaa" * 1000 + bytes(MI - 1000)
+        assert path.stat().st_blocks * 512 >= MI
+    finally:
+        run("umount", fs, check=True)
+
+
 @pytest.mark.parametrize("fmt", [["-f", "raw"], []], ids=["raw", "guessed"])
 def test_raw_has_no_metadata(accel, tmp_path, fmt):
     path = tmp_path / "a.raw"
