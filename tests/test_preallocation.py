@@ -7,7 +7,7 @@ import random
 import pytest
 
 from conftest import (best_accel, check_status, copy, create, guest_bytes, host, info, launch,
-                      outcome, qemu_img, qemu_io, resize_request, sha256)
+                      outcome, qemu_img, qemu_io, resize_request, run, sha256)
 
 KI, MI, GI = 1 << 10, 1 << 20, 1 << 30
 MODES = ["off", "metadata", "falloc", "full"]
