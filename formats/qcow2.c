@@ -396,6 +396,7 @@ static int qcow2_open(struct image *img, struct err *e)
     if (rc)
         return rc;
     memcpy(head, h, sizeof head);
+    memcpy(img->u.qcow2.header, h, sizeof img->u.qcow2.header);
     if ((rc = read_fields(img, head, e)))
         return rc;
     img->unit = 1u << img->u.qcow2.cluster_bits;

@@ -91,6 +91,7 @@ struct qcow2 {
     u32 data_file_size;
     u64 snapshots_size; /* bytes of the snapshot table */
     u64 tables_end;     /* where the last table ends that the header or a snapshot names */
+    u8 header[QH_V3_LENGTH]; /* as on the disk, whatever the version */
     /* derived */
     struct {
         u64 off, end;

@@ -300,12 +300,10 @@ int qcow2_alloc_move_reftable(struct image *img, const struct qcow2_alloc *a, st
     struct qcow2_header h;
     table.payload.cnt = 0; /* its blocks are made, its clusters are not counted yet */
     table.end = table.payload.first;
-    int rc = qcow2_header_read(img, &h, e);
-    if (rc)
-        return rc;
+    qcow2_header_begin(img, &h);
     qcow2_header_put64(&h, QH_REFCOUNT_TABLE_OFFSET, table.reftable.first * img->unit);
     qcow2_header_put32(&h, QH_REFCOUNT_TABLE_CLUSTERS, (u32)table.reftable.cnt);
-    rc = plan_length(s, table.end * img->unit, "room for a longer refcount table", e);
+    int rc = plan_length(s, table.end * img->unit, "room for a longer refcount table", e);
     if (rc || (rc = qcow2_alloc_emit(img, &table, s, e)) ||
         (rc = qcow2_header_commit(&h, s, "the longer refcount table", e)) ||
         (rc = qcow2_release(img, &table, &old, 1, s, "the old refcount table", e)))

@@ -219,9 +219,7 @@ static int commit(struct grow *g, u64 size, const struct plan_state *state, stru
 {
     const struct qcow2_alloc *a = &g->plan.alloc;
     struct qcow2_header h;
-    int rc = qcow2_header_read(g->img, &h, e);
-    if (rc)
-        return rc;
+    qcow2_header_begin(g->img, &h);
     qcow2_header_put64(&h, QH_SIZE, size);
     if (g->plan.l1_size > g->q->l1_size)
         qcow2_header_put32(&h, QH_L1_SIZE, g->plan.l1_size);

@@ -4,10 +4,10 @@
  */
 #include "qcow2_header.h"
 
-int qcow2_header_read(struct image *img, struct qcow2_header *h, struct err *e)
+void qcow2_header_begin(const struct image *img, struct qcow2_header *h)
 {
     *h = (struct qcow2_header){.from = sizeof h->bytes};
-    return blk_read(img->file[0], 0, h->bytes, sizeof h->bytes, e);
+    memcpy(h->bytes, img->u.qcow2.header, sizeof h->bytes);
 }
 
 static u8 *put(struct qcow2_header *h, u32 field, u32 len)

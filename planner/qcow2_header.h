@@ -14,7 +14,7 @@ struct qcow2_header {
 };
 
 /* The header as it is; nothing is changed yet. */
-int qcow2_header_read(struct image *img, struct qcow2_header *h, struct err *e);
+void qcow2_header_begin(const struct image *img, struct qcow2_header *h);
 /* The field at offset `field` gets the value `v`. */
 void qcow2_header_put32(struct qcow2_header *h, enum qcow2_header_field field, u32 v);
 void qcow2_header_put64(struct qcow2_header *h, enum qcow2_header_field field, u64 v);

@@ -247,14 +247,12 @@ static int commit(struct rebuild *r, u64 table, u64 table_clusters, struct err *
 {
     const struct qcow2 *q = r->q;
     struct qcow2_header h;
-    int rc = qcow2_header_read(r->img, &h, e);
-    if (rc)
-        return rc;
+    qcow2_header_begin(r->img, &h);
     qcow2_header_put64(&h, QH_REFCOUNT_TABLE_OFFSET, table);
     qcow2_header_put32(&h, QH_REFCOUNT_TABLE_CLUSTERS, (u32)table_clusters);
     qcow2_header_put64(&h, QH_INCOMPATIBLE_FEATURES, q->incompatible & ~QCOW2_INCOMPAT_DIRTY);
-    if ((rc = plan_barrier(r->s, "the new refcounts are durable", e)) ||
-        (rc = qcow2_header_commit(&h, r->s, "the new refcounts; the image is clean", e)) ||
+    int rc = plan_barrier(r->s, "the new refcounts are durable", e);
+    if (rc || (rc = qcow2_header_commit(&h, r->s, "the new refcounts; the image is clean", e)) ||
         (rc = plan_discard(r->s, q->refcount_table_offset,
                            (u64)q->refcount_table_clusters << q->cluster_bits,
                            "the old refcount table", e)))

@@ -96,8 +96,9 @@ static int commit(struct shrink *k, const struct qcow2_tail *t, const struct pla
     k->v[V_PHASE] = PHASE_STREAM;
     k->v[V_OLD_L1_SIZE] = k->q->l1_size;
     k->v[V_L1_IDX] = used;
-    int rc = qcow2_header_read(k->img, &h, e);
-    if (rc || (rc = list_stale(k, t, e)) || (rc = whole_clusters(k, e)))
+    qcow2_header_begin(k->img, &h);
+    int rc = list_stale(k, t, e);
+    if (rc || (rc = whole_clusters(k, e)))
         return rc;
     qcow2_header_put64(&h, QH_SIZE, k->new_size);
     qcow2_header_put32(&h, QH_L1_SIZE, (u32)used);
