@@ -29,6 +29,7 @@ enum {
     OPT_SHRINK,
     OPT_PREALLOCATION,
     OPT_MAX_GROWTH,
+    OPT_ALIGN,
     OPT_DRY_RUN,
     OPT_MACHINE,
     OPT_BLOCK_SIZE,
@@ -62,6 +63,7 @@ const struct option_row resize_options[] = {
     {OPT_DRY_RUN, "dry-run", NULL, "print the plan, patch by patch, and write nothing"},
     {OPT_SHRINK, "shrink", "[=unallocated]", "allow a smaller size; unallocated: if no data goes"},
     {OPT_PREALLOCATION, "preallocation", "off|metadata|falloc|full", "of what the file gains"},
+    {OPT_ALIGN, "align", "SIZE", "round the new size up to a multiple of SIZE (1M for Azure)"},
     {OPT_MAX_GROWTH, "max-growth", "SIZE", "let the file grow by at most SIZE on the host"},
     {OPT_BACKING_DIR, "backing-dir", "DIR", "files that it names may lie below DIR (repeatable)"},
     {OPT_NO_BACKING, "no-backing", NULL, "open no file that the image names"},
@@ -147,6 +149,19 @@ static int take_timeout(struct job *job, const char *value, struct err *e)
                        "Invalid timeout '%s': a number of seconds from 0 (never) to 1000000",
                        value);
     job->timeout = (unsigned)seconds;
+    return 0;
+}
+
+/* A power of two that a disk's size can be a multiple of, and that costs no great growth. */
+static int take_align(struct job *job, const char *value, struct err *e)
+{
+    uint64_t align;
+    if (size_parse(value, "align", &align, e) < 0)
+        return -1;
+    if (align < 512 || align > 64 << 20 || (align & (align - 1)))
+        return err_set(e, instar_Code_INVALID_OPTION,
+                       "--align must be a power of two from 512 to 64M, not '%s'", value);
+    job->request.op.resize.align = align;
     return 0;
 }
 
@@ -253,6 +268,8 @@ static int take_option(struct job *job, int id, const char *value, struct err *e
         return 0;
     case OPT_SHRINK:
         return take_shrink(&job->request.op.resize, value, e);
+    case OPT_ALIGN:
+        return take_align(job, value, e);
     case OPT_MAX_GROWTH:
         job->limited = true;
         return size_parse(value, "max-growth", &job->max_growth, e);

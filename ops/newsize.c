@@ -16,6 +16,10 @@ instar_Code newsize(const instar_ResizeRequest *r, uint64_t current, uint64_t *n
         positive = !__builtin_add_overflow(current, r->size, &total);
     else if (r->kind == instar_SizeKind_MINUS)
         positive = !__builtin_sub_overflow(current, r->size, &total);
+    if (positive && r->align)
+        positive = !__builtin_add_overflow(total, r->align - 1, &total);
+    if (r->align)
+        total -= total % r->align;
     if (!positive || total == 0 || total > INT64_MAX) {
         *what = "New image size must be positive";
         return instar_Code_INVALID_NEW_SIZE;

@@ -172,6 +172,11 @@ static int resize(struct op *op, struct images *all, struct plan_host *host, voi
     if (rc)
         return FAIL(e, (enum err_code)rc, what, 0, val);
     r->resolved_new_virtual_size = plan_fit(img, r->resolved_new_virtual_size);
+    if (req->align && r->resolved_new_virtual_size % req->align)
+        return FAIL(e, ERR_INVALID_NEW_SIZE,
+                    "This image's size goes by its geometry, which can express {val} bytes, but no "
+                    "multiple of {off}",
+                    req->align, r->resolved_new_virtual_size);
     set_action(r);
     if (r->resolved_new_virtual_size == img->size && !plan_mends(img))
         return 0;

@@ -99,9 +99,35 @@ static void no_current_size_wraps(void)
         }
 }
 
+/* Rounded up before anything is judged: a shrink may become none, and growth pass the limit. */
+static void aligned(void)
+{
+    enum { MIB = 1 << 20 };
+    static const struct {
+        instar_SizeKind kind;
+        u64 size, current, want;
+    } t[] = {{ABS, MIB + 512, MIB, 2 * MIB}, {ABS, 2 * MIB, MIB, 2 * MIB},
+             {PLUS, 1, MIB, 2 * MIB},        {PLUS, 0, MIB, MIB},
+             {MINUS, 512, 2 * MIB, 2 * MIB}, {MINUS, MIB, 2 * MIB, MIB},
+             {ABS, 1, 3 * MIB, MIB},         {ABS, MAX_SIZE - 1, MIB, MAX_SIZE},
+             {ABS, UINT64_MAX - 5, MIB, 0},  {PLUS, UINT64_MAX - 2 * MIB, MIB, 0}};
+    for (unsigned i = 0; i < sizeof(t) / sizeof(t[0]); i++) {
+        instar_ResizeRequest r = {
+            .kind = t[i].kind, .size = t[i].size, .shrink = true, .align = MIB};
+        uint64_t size = 0, val = 0;
+        const char *what = "";
+        test_note("case %u", i);
+        instar_Code c = newsize(&r, t[i].current, &size, &what, &val);
+        CHECK_EQ_U64(c, t[i].want ? instar_Code_OK : instar_Code_INVALID_NEW_SIZE);
+        CHECK_EQ_U64(size, t[i].want);
+    }
+    test_note("%s", "");
+}
+
 int main(void)
 {
     RUN(qemus_order);
+    RUN(aligned);
     RUN(no_current_size_wraps);
     return test_end();
 }

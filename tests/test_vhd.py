@@ -347,6 +347,18 @@ def test_fixed_half_grown(tmp_path):
             assert path.read_bytes() == grown.read_bytes()
 
 
+def test_whole_megabytes_for_azure(tmp_path):
+    """--align: where current_size rules, the size is exact; where the geometry does, it is refused."""
+    path = create_vhd(tmp_path / "a.vhd", "10M", "subformat=fixed", "force_size=on")
+    resize(path, "12345678", "--align=1M")
+    assert info_size(path) == 12 * 1048576 and os.stat(path).st_size == 12 * 1048576 + 512
+    geometry = create_vhd(tmp_path / "b.vhd", "10M", "subformat=fixed")
+    refused(geometry, "INVALID_NEW_SIZE", "-f", "vpc", "--align=1M", geometry, "12345678")
+    for bad in ("3M", "256", "128M", "x"):
+        p = launch("resize", f"--align={bad}", path, "20M")
+        assert p.returncode == 1 and "align" in p.stderr
+
+
 def test_fixed_is_never_mangled(tmp_path):
     """Its first bytes are the guest's: only the footer tells."""
     path = create_vhd(tmp_path / "a.vhd", 5 * MI, "subformat=fixed")
