@@ -139,6 +139,8 @@ static void show_resize(struct json *j, const instar_ResizeResult *r)
             show_length(j, r->files_after[i].slot, r->files_after[i].length);
         json_close(j, ']');
     }
+    if (*r->warning)
+        json_text(j, "warning", r->warning);
     if (r->rebuilt)
         json_flag(j, "rebuilt", true);
     if (r->eventual_file_size)

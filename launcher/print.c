@@ -33,9 +33,20 @@ static void say_rebuilt(const instar_ResizeResult *r)
         fputs("Rebuilding refcount structure\n", stderr);
 }
 
+static void say_warning(const instar_ResizeResult *r)
+{
+    if (!*r->warning)
+        return;
+    fputs("instar-launch: warning: ", stderr);
+    text_safe(stderr, r->warning, strlen(r->warning), TEXT_ONE_LINE);
+    fputc('\n', stderr);
+}
+
 void print_resize(struct job *job, const struct disk *d, const instar_Outcome *out)
 {
     say_rebuilt(&out->result.resize);
+    if (!job->quiet)
+        say_warning(&out->result.resize);
     if (job->request.dry_run)
         plan_print(job, d, out);
     else if (!job->quiet)
@@ -80,6 +91,8 @@ void json_resize(struct job *job, const struct disk *d, const instar_Outcome *ou
     json_files(j, d, r);
     if (r->rebuilt)
         json_flag(j, "refcounts_rebuilt", true);
+    if (*r->warning)
+        json_text(j, "warning", r->warning);
     json_close(j, '}');
 }
 

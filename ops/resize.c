@@ -198,6 +198,8 @@ static int resize(struct op *op, struct images *all, struct plan_host *host, voi
     r->rebuilt = host->repaired && !(rc && host->begun);
     if (rc)
         return rc;
+    const char *warning = plan_warning(img);
+    memcpy(r->warning, warning, strlen(warning) + 1);
     r->file_size_after = device ? r->file_size_before : host->length[0];
     for (u8 i = 1; i < img->files; i++)
         r->files_after[r->files_after_count++] =

@@ -259,6 +259,12 @@ bool plan_mends(const struct image *img)
     return p && p->mends;
 }
 
+const char *plan_warning(const struct image *img)
+{
+    const struct planner *p = find_planner(img->format);
+    return p && p->warning ? p->warning : "";
+}
+
 int plan_resize(struct image *img, const struct resize_args *a, struct plan_host *h, struct err *e)
 {
     const struct planner *p = find_planner(img->format);

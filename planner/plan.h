@@ -102,6 +102,7 @@ struct planner {
     /* The size that a disk can have which is asked to get new_size bytes: at least that, unless the
      * limit is passed. Never on the other side of img->size. NULL: any. */
     u64 (*fit)(const struct image *img, u64 new_size);
+    const char *warning; /* what a resize does besides, for the user to know; NULL: nothing */
     bool mends; /* a resize to img->size is planned too: it mends what an interrupted one left */
     int (*resize)(struct image *, const struct resize_args *, struct plan_state *, struct sink *,
                   struct err *);
@@ -158,6 +159,8 @@ void plan_on_device(struct image *img);
 /* See planner.fit and planner.mends. */
 u64 plan_fit(const struct image *img, u64 new_size);
 bool plan_mends(const struct image *img);
+/* See planner.warning; "" if there is none. */
+const char *plan_warning(const struct image *img);
 
 /* Runs each epoch twice from the same state: into the check sink, which proves it legal and adds up
  * what it needs, then, once granted, into the apply sink. The image is opened anew before each

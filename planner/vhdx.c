@@ -57,4 +57,9 @@ static int vhdx_resize(struct image *img, const struct resize_args *a, struct pl
     return grow ? vhdx_grow_emit(&p, e) : vhdx_shrink_emit(&p, e);
 }
 
-const struct planner vhdx_planner = {.format = &vhdx_format, .resize = vhdx_resize};
+const struct planner vhdx_planner = {
+    .format = &vhdx_format,
+    .resize = vhdx_resize,
+    .warning =
+        "A VHDX that is resized gets a new data GUID: differencing disks whose parent it is no "
+        "longer find it to be theirs."};
