@@ -190,6 +190,7 @@ static int resize(struct op *op, struct images *all, struct plan_host *host, voi
         plan_on_device(img);
     struct resize_args args = {.new_size = r->resolved_new_virtual_size,
                                .preallocation = (enum preallocation)req->preallocation,
+                               .may_shorten = req->shrink,
                                .work = work,
                                .work_len = PLAN_WORK};
     if (op->request->random.size == sizeof op->request->random.bytes)

@@ -91,6 +91,7 @@ struct resize_args {
     void *work;
     size_t work_len;
     const u8 *random; /* 32 bytes, for GUIDs; NULL: zeros */
+    bool may_shorten; /* the file, too: the user allowed a shrink */
 };
 
 enum { PLAN_WORK = 44 << 20 };

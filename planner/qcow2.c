@@ -68,6 +68,8 @@ static int qcow2_resize(struct image *img, const struct resize_args *a, struct p
     if (rc)
         return rc;
     if (q->incompatible & QCOW2_INCOMPAT_DIRTY) {
+        if ((rc = qcow2_bitmaps_check(img, a->new_size, e)))
+            return rc;
         rc = clear_autoclear(img, s, e);
         return rc ? rc : qcow2_plan_rebuild(img, a, state, s, e);
     }

@@ -98,6 +98,22 @@ static int look(struct bitmaps *m, u64 at, struct change *c, struct err *e)
     return rc;
 }
 
+int qcow2_bitmaps_check(struct image *img, u64 new_size, struct err *e)
+{
+    struct bitmaps m = {
+        .img = img, .q = &img->u.qcow2, .old_size = img->size, .new_size = new_size};
+    if (!qcow2_bitmaps_valid(m.q))
+        return 0;
+    int rc = qcow2_bitmap_directory(img, e);
+    u64 at = 0;
+    for (u32 i = 0; !rc && i < m.q->nb_bitmaps; i++) {
+        struct change c;
+        rc = look(&m, at, &c, e);
+        at += c.b.len;
+    }
+    return rc;
+}
+
 /* As many bitmaps, from the first on that is not done, as one epoch can take. */
 static int take(struct bitmaps *m, struct err *e)
 {

@@ -16,6 +16,9 @@
 typedef int qcow2_resize_fn(struct image *, const struct resize_args *, struct plan_state *,
                             struct sink *, struct err *);
 
+/* Is there a bitmap that cannot be resized, whatever the refcounts say? ERR_BITMAPS_UNSUPPORTED,
+ * ERR_OVERLAY_CORRUPT. */
+int qcow2_bitmaps_check(struct image *img, u64 new_size, struct err *e);
 /* Does an epoch for the bitmaps come next? */
 bool qcow2_bitmaps_pending(const struct image *img, const struct plan_state *state);
 /* That epoch. All that can be refused is refused in the first one, before anything is emitted;

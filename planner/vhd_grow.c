@@ -173,6 +173,7 @@ int vhd_plan_grow(struct image *img, const struct resize_args *a, const struct v
         return rc;
     u64 used_end = max_u64(g.found.used_end, table_end(&g));
     state->v[V_SETTLE] = true;
+    state->v[V_LEAST] = a->may_shorten ? 0 : size;
     state->more = g.tail != used_end || max_u64(size, g.tail + VF_LENGTH) != used_end + VF_LENGTH;
     if (state->more && !g.tail)
         state->eventual = max_u64(size, used_end + VF_LENGTH);

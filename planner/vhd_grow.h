@@ -10,6 +10,7 @@
 
 enum vhd_state {
     V_SETTLE,
+    V_LEAST, /* the file's length before, which only a shrink may go below */
     V_COMPACT
 }; /* of plan_state.v: vhd_plan_settle() is next; and moves blocks */
 

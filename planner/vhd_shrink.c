@@ -49,10 +49,11 @@ static int clear(struct image *img, u64 off, u64 end, struct sink *s, struct err
 }
 
 /* Is there nothing to mend? */
-static bool settled(const struct image *img, const struct vhd_found *f)
+static bool settled(const struct image *img, const struct vhd_found *f, bool may_shorten)
 {
     const struct vhd *v = &img->u.vhd;
-    return v->tail_offset == f->used_end && !v->tail_differs && !f->stale_end;
+    bool at_end = v->tail_offset == f->used_end || (!may_shorten && v->tail_offset > f->used_end);
+    return at_end && !v->tail_differs && !f->stale_end;
 }
 
 int vhd_plan_shrink(struct image *img, const struct resize_args *a, const struct vhd_size *to,
@@ -64,7 +65,7 @@ int vhd_plan_shrink(struct image *img, const struct resize_args *a, const struct
     u64 end = vhd_disk_end(to), keep = min_u64(div_up(end, img->unit), v->max_table_entries);
     vhd_blocks_init(&blocks, img, a);
     int rc = vhd_blocks_scan(&blocks, keep, &found, e);
-    if (!rc && to->size == img->size && settled(img, &found))
+    if (!rc && to->size == img->size && settled(img, &found, a->may_shorten))
         return plan_barrier(s, "the disk has that size", e);
     if (rc || (rc = say_size(img, to, s, e)) ||
         (rc = clear(img, found.used_end, v->data_end, s, e)) ||
@@ -78,6 +79,7 @@ int vhd_plan_shrink(struct image *img, const struct resize_args *a, const struct
                             "entries past the end of the disk", e);
     state->v[V_SETTLE] = true;
     state->v[V_COMPACT] = to->size != img->size;
+    state->v[V_LEAST] = a->may_shorten ? 0 : img->file[0]->size;
     state->more = true;
     if (!v->tail_offset)
         state->eventual = round_up(img->file[0]->size, VHD_SECTOR) + VF_LENGTH;
@@ -167,5 +169,6 @@ int vhd_plan_settle(struct image *img, const struct resize_args *a, struct plan_
         if (state->more)
             return rc;
     }
-    return rc ? rc : end_file(img, found.used_end, s, e);
+    u64 least = round_up(max_u64(state->v[V_LEAST], VF_LENGTH), VHD_SECTOR) - VF_LENGTH;
+    return rc ? rc : end_file(img, max_u64(found.used_end, least), s, e);
 }

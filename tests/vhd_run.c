@@ -67,6 +67,7 @@ int vhd_run(struct blk *b, u64 new_size, enum preallocation preallocation, u64 *
                           .mem = copy_mem,
                           .mem_len = sizeof(copy_mem)};
     struct resize_args a = {.new_size = new_size,
+                            .may_shorten = true,
                             .preallocation = preallocation,
                             .work = work,
                             .work_len = sizeof(work)};
