@@ -202,6 +202,18 @@ def test_in_use(accel, tmp_path, args):
     assert dirty(path, f"b{MI}") == [(0, MI)] and check_status(path) == 0
 
 
+def test_in_use_after_a_kill(tmp_path):
+    """The dirty bit is set as well, and yet nothing is repaired for a request that is refused."""
+    path = with_bitmaps(tmp_path / "a.qcow2", 9 * MI, [64 * KI], ["write -q 0 1M"])
+    patch(path, directory(path) + 12, be32(1))
+    patch(path, 79, b"\1")
+    before = sha256(path)
+    for args in (["20M"], ["--shrink", "5M"]):
+        p = launch("resize", "--output=json", *args[:-1], path, args[-1])
+        assert p.returncode == 1 and json.loads(p.stdout)["code"] == "BITMAPS_UNSUPPORTED"
+        assert sha256(path) == before
+
+
 def test_stale(accel, tmp_path):
     """What some other program has made stale is left as it is, and leaks, as it did before."""
     path = with_bitmaps(tmp_path / "a.qcow2", 9 * MI, [64 * KI], ["write -q -P 1 0 1M"])
