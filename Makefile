@@ -6,11 +6,12 @@
 
 OPS      := noop info resize
 FORMATS  := err blk table formats crc32c raw qcow2 qcow2_map qcow2_walk qcow2_bitmap vhd \
-            vhdx vhdx_log vhdx_map
+            vhdx vhdx_log vhdx_map vmdk vmdk_descriptor
 PLANNERS := plan check apply undo scratch copy raw qcow2 qcow2_grow qcow2_shrink qcow2_fill qcow2_tail \
             qcow2_alloc qcow2_drop qcow2_refcount qcow2_header qcow2_data qcow2_rebuild qcow2_bitmaps \
             qcow2_end vhd vhd_size vhd_footer vhd_blocks vhd_grow vhd_shrink vhd_fixed \
-            vhdx vhdx_survey vhdx_header vhdx_log vhdx_bat vhdx_commit vhdx_grow vhdx_shrink
+            vhdx vhdx_survey vhdx_header vhdx_log vhdx_bat vhdx_commit vhdx_grow vhdx_shrink \
+            vmdk vmdk_survey vmdk_text vmdk_grow vmdk_shrink
 KERNEL   := start memory trap serial virtio virtio_mmio virtio_pci virtio_blk lib
 OPSBASE  := main disks report newsize
 LAUNCHER := main chain policy commands options size err codes text json paths disks locks growth insert undo recover request raw \
@@ -87,6 +88,8 @@ $(B)/guest/gen/instar.pb.o: $(B)/gen/instar.pb.c
 
 KERNEL_O := $(B)/guest/kernel/boot.o $(KERNEL:%=$(B)/guest/kernel/%.o)
 PURE_O   := $(FORMATS:%=$(B)/guest/formats/%.o) $(PLANNERS:%=$(B)/guest/planner/%.o)
+# Built for size: resize.elf has a limit, and the time of a plan goes into I/O.
+$(PLANNERS:%=$(B)/guest/planner/%.o): GUEST_CFLAGS += -Os
 # Operations that look into compressed clusters link the decoders, and may be larger for it.
 DECODING := resize
 UNPACK_O := $(B)/guest/formats/qcow2_unpack.o
@@ -213,7 +216,7 @@ BUILD_PACKAGES := gcc libc6-dev make binutils nanopb libnanopb-dev protobuf-comp
         python3-protobuf zlib1g-dev libzstd-dev
 RUN_PACKAGES   := qemu-system-x86
 DEMO_PACKAGES  := $(BUILD_PACKAGES) $(RUN_PACKAGES) qemu-utils
-TEST_PACKAGES  := $(DEMO_PACKAGES) python3-pytest 7zip libqcow-utils grub-common grub-pc-bin xorriso mtools clang \
+TEST_PACKAGES  := $(DEMO_PACKAGES) python3-pytest 7zip libqcow-utils libvmdk-utils grub-common grub-pc-bin xorriso mtools clang \
         scdoc dpkg-dev
 
 # Installs what is missing with apt-get (with sudo if not root); elsewhere it says what is needed.

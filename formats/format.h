@@ -11,6 +11,7 @@
 #include "qcow2.h"
 #include "vhd.h"
 #include "vhdx.h"
+#include "vmdk.h"
 
 enum {
     IMAGE_FILES = 8,
@@ -85,10 +86,11 @@ struct image {
         struct qcow2 qcow2;
         struct vhd vhd;
         struct vhdx vhdx;
+        struct vmdk vmdk;
     } u;
 };
 
-extern const struct format raw_format, qcow2_format, vhd_format, vhdx_format;
+extern const struct format raw_format, qcow2_format, vhd_format, vhdx_format, vmdk_format;
 
 /* The registry, in probing order; NULL-terminated. raw takes what nobody else claims. */
 extern const struct format *const formats[];

@@ -5,8 +5,8 @@
  */
 #include "format.h"
 
-const struct format *const formats[] = {&qcow2_format, &vhdx_format, &vhd_format, &raw_format,
-                                        NULL};
+const struct format *const formats[] = {&qcow2_format, &vhdx_format, &vmdk_format, &vhd_format,
+                                        &raw_format,   NULL};
 
 static bool same(const char *a, const char *b)
 {

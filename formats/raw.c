@@ -13,9 +13,6 @@ struct magic {
 };
 
 static const struct magic foreign[] = {
-    {0, 4, "KDMV", "VMDK"},
-    {0, 4, "COWD", "VMDK"},
-    {0, 21, "# Disk DescriptorFile", "VMDK"},
     {0, 8, "QFI\xfb\0\0\0\1", "qcow"}, /* version 1: the others have been probed */
     {0, 4, "QED", "QED"},              /* with its NUL */
     {64, 4, "\x7f\x10\xda\xbe", "VDI"},

@@ -28,7 +28,7 @@ _instar_launch()
         values=$(sed -n "s/^$before\[\{0,1\}=\([^]]*\).*/\1/p" <<< "$options")
         case $values in
             *\|*) offer=${values//|/ } ;;
-            FMT) offer="raw qcow2 vpc vhdx" ;;
+            FMT) offer="raw qcow2 vpc vhdx vmdk" ;;
             unallocated) offer=$values ;;
             '') [ "${word:0:1}" = - ] && offer=$(sed 's/\[=.*//; s/=.*/=/' <<< "$options") ;;
         esac

@@ -6,8 +6,8 @@
 #include "scratch.h"
 #include "sinks.h"
 
-const struct planner *const planners[] = {&qcow2_planner, &vhdx_planner, &vhd_planner, &raw_planner,
-                                          NULL};
+const struct planner *const planners[] = {&qcow2_planner, &vhdx_planner, &vmdk_planner,
+                                          &vhd_planner,   &raw_planner,  NULL};
 
 void digest_init(struct digest *d)
 {

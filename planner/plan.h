@@ -112,7 +112,7 @@ struct planner {
     int (*end)(struct image *, u64 *end, struct err *);
 };
 
-extern const struct planner raw_planner, qcow2_planner, vhd_planner, vhdx_planner;
+extern const struct planner raw_planner, qcow2_planner, vhd_planner, vhdx_planner, vmdk_planner;
 extern const struct planner *const planners[]; /* the registry; NULL-terminated */
 
 /* What an epoch needs of the host before it may be applied. */

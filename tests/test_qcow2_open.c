@@ -330,8 +330,13 @@ static void by_name_and_by_probe(void)
     CHECK(open_as(&m, NULL, &img, &e));
     CHECK_ERR(&e, ERR_UNSUPPORTED_FORMAT);
     CHECK_STR(e.name, "qcow");
-    static const char *const foreign[] = {"KDMV", "COWD", "WithouFreSpacExt",
-                                          "# Disk DescriptorFile", "WithoutFreeSpace"};
+    static const char *const foreign[] = {"WithouFreSpacExt", "WithoutFreeSpace"};
+    static const char *const vmdk[] = {"KDMV", "COWD", "# Disk DescriptorFile"};
+    for (unsigned i = 0; i < sizeof vmdk / sizeof vmdk[0]; i++) {
+        blk_mem_put(&m, 0, vmdk[i], strlen(vmdk[i]));
+        CHECK(open_as(&m, NULL, &img, &e) && img.format == &vmdk_format);
+        CHECK(!open_as(&m, "raw", &img, &e));
+    }
     for (unsigned i = 0; i < sizeof foreign / sizeof foreign[0]; i++) {
         blk_mem_put(&m, 0, foreign[i], strlen(foreign[i]));
         CHECK(open_as(&m, NULL, &img, &e));

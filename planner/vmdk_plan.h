@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * What the files that plan a change of a sparse VMDK share: the survey that proves an image sound,
+ * the walk over its grain tables, the edit of its descriptor, and the query that decides what a
+ * grow needs.
+ */
+#ifndef PLANNER_VMDK_PLAN_H
+#define PLANNER_VMDK_PLAN_H
+
+#include "plan.h"
+
+enum { VMDK_PIECE = 1 << 20 /* bytes; what the walk and the edit take of resize_args.work: two */ };
+
+/* ---- the walk ---- */
+
+/* Tables that lie one behind the other in the file, in both directories: idx .. idx + cnt - 1. */
+struct vmdk_run {
+    u64 idx, cnt;
+    u64 off[2]; /* of the first, by directory (the redundant one second); 0: absent */
+    const u8
+        *data[2]; /* their bytes, vmdk_table_span() each; of the second: the first's, if none */
+};
+
+/* The next run below `entries`, after idx + cnt; false in *more: there is none. Both directories
+ * have a table, or none has: else ERR_OVERLAY_CORRUPT. */
+int vmdk_run_next(struct image *img, const struct resize_args *a, u64 entries, struct vmdk_run *r,
+                  bool *more, struct err *e);
+/* Table i of a run, in directory c. */
+static inline const u8 *vmdk_run_table(const struct image *img, const struct vmdk_run *r, int c,
+                                       u64 i)
+{
+    return r->data[c] + i * vmdk_table_span(&img->u.vmdk);
+}
+
+struct vmdk_survey {
+    u64 used_end; /* where the last structure ends; this may be behind the end of the file */
+    bool stale;   /* the last table names grains past the end of the disk */
+};
+
+/* Reads all tables of both directories, and proves that they agree and that nothing lies on
+ * anything else. ERR_OVERLAY_CORRUPT. */
+int vmdk_survey(struct image *img, const struct resize_args *a, struct vmdk_survey *v,
+                struct err *e);
+/* Zeros entries from `first` on in both copies of a table, if one of them is not zero. */
+int vmdk_clear_entries(struct image *img, const struct vmdk_run *r, u64 i, u64 first,
+                       struct sink *s, struct err *e);
+
+/* ---- the descriptor ---- */
+
+struct vmdk_edit {
+    unsigned cnt; /* of numbers that change */
+    struct {
+        u32 off, old_len, len;
+        char digits[20];
+    } part[2];   /* in the order of the text */
+    u32 new_len; /* of the text */
+    u32 to;      /* where what changes ends; it begins with part[0] */
+    bool shifts; /* what follows a number moves */
+    bool whole;  /* all of it lies in one sector */
+    bool safe;   /* whatever sectors of it reach the disk, the text can be read */
+};
+
+/* What must change for a disk of `capacity` sectors: its extent's line, the geometry's cylinders.
+ * ERR_DESCRIPTOR_TOO_LARGE: the text would not fit any more. */
+int vmdk_edit_init(const struct image *img, u64 capacity, struct vmdk_edit *d, struct err *e);
+/* The patches, and a barrier; nothing if nothing changes. */
+int vmdk_edit_emit(const struct image *img, const struct vmdk_edit *d, const struct resize_args *a,
+                   struct sink *s, struct err *e);
+
+/* ---- growing ---- */
+
+enum vmdk_grow_action { VMDK_METADATA_ONLY, VMDK_GD_GROW_RELOCATE };
+
+struct vmdk_grow_in {
+    u64 entries;     /* of the directories, as they are */
+    u64 have, want;  /* tables that there are; entries that the larger disk has */
+    u64 end;         /* nothing is in use from here on, bytes */
+    u64 grain, span; /* bytes: of a grain, of a table */
+    bool redundant;
+};
+struct vmdk_grow {
+    enum vmdk_grow_action action;
+    u64 dir[2];    /* where the directories go; 0: they stay */
+    u64 tables[2]; /* where the new tables go */
+    u64 length;    /* the file's then; 0: as it is */
+};
+/* A directory stays where it is if the last of its sectors has room for the new entries. All new
+ * tables exist at once: on a directory's entry that is 0, qemu's next write destroys the image. */
+struct vmdk_grow vmdk_grow_query(const struct vmdk_grow_in *in);
+
+/* All that precedes the descriptor, and its barrier; *g says where the directories are then. */
+int vmdk_grow_prepare(struct image *img, const struct resize_args *a, u64 new_size,
+                      struct vmdk_grow *g, struct sink *s, struct err *e);
+/* After a shrink's commit: what the disk had before is dropped. old: its entries, its grains. */
+int vmdk_shrink_clean(struct image *img, const struct resize_args *a, u64 old_entries,
+                      u64 old_grains, struct sink *s, struct err *e);
+
+#endif
