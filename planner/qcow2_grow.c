@@ -18,6 +18,7 @@
 #include "qcow2_fill.h"
 #include "qcow2_header.h"
 #include "qcow2_state.h"
+#include "qcow2_walk.h"
 
 /* How the L1 table becomes longer; the clusters that takes. ERR_INVALID_NEW_SIZE. */
 static int l1_query(const struct qcow2_grow_in *in, struct qcow2_grow *out, struct err *e)
@@ -107,26 +108,35 @@ static int place(struct grow *g, struct err *e)
     return rc;
 }
 
-/* P11: L1 entries past the old end of the disk that the new disk would reach. Where the table
- * moves they are not copied. */
-static int clear_l1(struct grow *g, struct err *e)
+/* L1 entries past the old end of the disk that the new disk would reach, and that are not zero:
+ * they lie in [*first, *end), which may be empty. */
+static int stale_l1(struct grow *g, u64 *first, u64 *end, struct err *e)
 {
     struct table l1 = {g->img->file[0], &g->img->win, g->q->l1_table_offset, g->q->l1_size};
-    u64 end = min_u64(g->q->l1_size, qcow2_l1_entries(g->q, g->new_size)), first = end, last = 0;
-    for (u64 i = qcow2_l1_entries(g->q, g->img->size); i < end; i++) {
+    u64 last = min_u64(g->q->l1_size, qcow2_l1_entries(g->q, g->new_size));
+    *first = *end = 0;
+    for (u64 i = qcow2_l1_entries(g->q, g->img->size); i < last; i++) {
         u64 entry;
         int rc = table_get(&l1, i, &entry, e);
         if (rc)
             return rc;
         if (entry) {
-            first = min_u64(first, i);
-            last = i;
+            *first = *end ? *first : i;
+            *end = i + 1;
         }
     }
-    if (first == end)
-        return 0;
+    return 0;
+}
+
+/* P11: they are cleared. Where the table moves they are not copied. */
+static int clear_l1(struct grow *g, struct err *e)
+{
+    u64 first, end;
+    int rc = stale_l1(g, &first, &end, e);
+    if (rc || first == end)
+        return rc;
     g->wrote = true;
-    return plan_zero(g->s, l1.off + first * 8, (last - first + 1) * 8,
+    return plan_zero(g->s, g->q->l1_table_offset + first * 8, (end - first) * 8,
                      "stale L1 entries past the old end of the disk", e);
 }
 
@@ -137,18 +147,29 @@ static int longer_l1(struct grow *g, struct err *e)
                      (g->plan.l1_size - g->q->l1_size) * 8ull, "the new L1 entries", e);
 }
 
-/* An L1 table that moves is copied as it is: no entry may name what becomes free, or is new. */
+static int no_matter(struct qcow2_visitor *v, const struct qcow2_ref *r, struct err *e)
+{
+    (void)v, (void)r, (void)e;
+    return 0;
+}
+
+/* An L1 table that moves is copied as it is: no entry may name what becomes free, or is new. Where
+ * it stays and has stale entries, they may be something else in truth: an l1_size that is too large
+ * makes them of whatever follows. No sound tool leaves any, so it may take time to look. */
 static int check_l1(struct grow *g, struct err *e)
 {
     struct table l1 = {g->img->file[0], &g->img->win, g->q->l1_table_offset, g->q->l1_size};
-    u64 used = g->plan.l1_clusters ? qcow2_l1_entries(g->q, g->img->size) : 0;
+    u64 used = g->plan.l1_clusters ? qcow2_l1_entries(g->q, g->img->size) : 0, first, end;
+    struct qcow2_visitor all = {.visit = no_matter, .refcounts = true};
     int rc = 0;
     for (u64 i = 0, l2; !rc && i < used; i++) {
         rc = table_get(&l1, i, &l2, e);
         if (!rc && l2)
             rc = qcow2_l1_get(g->img, i, &l2, e);
     }
-    return rc;
+    if (rc || g->plan.l1_clusters || (rc = stale_l1(g, &first, &end, e)) || first == end)
+        return rc;
+    return qcow2_walk(g->img, &all, e);
 }
 
 /* The new L1 table: the entries of the old disk, the rest zero. */

@@ -497,3 +497,14 @@ def test_killed_at_any_moment(tmp_path):
         assert check_status(victim) in (0, 3) and same_content(victim, original)
     print("killed runs left:", seen)
     assert seen["old"] > 0
+
+
+def test_an_l1_size_that_covers_other_tables(tmp_path):
+    """Its "stale entries" are a live L2 table: clearing them would lose data."""
+    path = create(tmp_path / "a.qcow2", MI, "cluster_size=512")
+    qemu_io(path, "write -P 5 0 1M")
+    patch(path, 36, (256).to_bytes(4, "big"))
+    before = sha256(path)
+    p = launch("resize", "-f", "qcow2", "--output=json", path, "4M")
+    assert p.returncode == 1 and json.loads(p.stdout)["code"] == "OVERLAY_CORRUPT"
+    assert sha256(path) == before
