@@ -338,7 +338,8 @@ tests: $(TESTS:%=$(B)/tests/%) $(OPS:%=$(B)/tests/host-%) $(B)/gen/instar_pb2.py
 	@:
 
 check-unit: $(TESTS:%=$(B)/tests/%)
-	@set -e; for t in $^; do echo "== $$t"; $$t; done
+	@printf '%s\n' $^ | xargs -P 2 -I {} sh -c \
+	    '{} >{}.log 2>&1; s=$$?; echo "== {}"; cat {}.log; [ $$s = 0 ] || exit 255'
 
 # The corpus and the canaries; without libFuzzer, what needs none. `make fuzz T=minutes` explores.
 FUZZ_REPLAY := $(addprefix $(B)/fuzz/,make-seeds replay-qcow2 replay-canary)
