@@ -92,9 +92,11 @@ static void walk_agrees_with_qemu(void)
          "qemu-img bitmap --add -g 512 %1$s a && qemu-img bitmap --add --disable %1$s b &&"
          "qemu-io -c 'write 1M 3M' -c 'write 40M 64k' %1$s",
          9},
+        /* LUKS times its key derivation, and fails now and then where the machine is busy */
         {"encrypted",
-         "qemu-img create -q -f qcow2 --object secret,id=s,data=x -o encrypt.format="
-         "luks,encrypt.key-secret=s,encrypt.iter-time=10 %s 1M",
+         "for i in 1 2 3 4 5 6 7 8 9; do qemu-img create -q -f qcow2 --object secret,id=s,data=x "
+         "-o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 %s 1M && exit 0; "
+         "done; exit 1",
          "true %s", 5},
         {"data file", "qemu-img create -q -f qcow2 -o data_file=%1$s.data %1$s 9M",
          "qemu-io -c 'write 1M 3M' %s", 4},
@@ -112,7 +114,7 @@ static void walk_agrees_with_qemu(void)
         test_note("%s", image[i].name);
         snprintf(command, sizeof(command), image[i].create, path);
         snprintf(then, sizeof(then), image[i].then, path);
-        CHECK(test_system("%s", command) == 0 && run_script(then) == 0);
+        CHECK(run_script(command) == 0 && run_script(then) == 0);
         if (CHECK(blk_mem_load(&m, path, 512))) {
             counts_agree(&m, kinds);
             CHECK(kinds[QCOW2_REF_TABLE] >= image[i].tables);
