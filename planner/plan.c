@@ -229,6 +229,12 @@ static int resize_step(const struct step *st, struct plan_state *state, struct s
     return st->planner->resize(st->img, st->args, state, s, e);
 }
 
+static int rebase_step(const struct step *st, struct plan_state *state, struct sink *s,
+                       struct err *e)
+{
+    return st->planner->rebase(st->img, st->args, state, s, e);
+}
+
 static const struct planner *find_planner(const struct format *f)
 {
     for (const struct planner *const *p = planners; *p; p++)
@@ -271,4 +277,12 @@ int plan_resize(struct image *img, const struct resize_args *a, struct plan_host
     if (!p || !p->resize)
         return FAIL(e, ERR_UNSUPPORTED_FORMAT, "Image format driver does not support resize", 0, 0);
     return plan_run(&(struct step){resize_step, img, p, a}, h, e);
+}
+
+int plan_rebase(struct image *img, const struct rebase_args *a, struct plan_host *h, struct err *e)
+{
+    const struct planner *p = find_planner(img->format);
+    if (!p || !p->rebase)
+        return FAIL(e, ERR_UNSUPPORTED_FORMAT, "Image format driver does not support rebase", 0, 0);
+    return plan_run(&(struct step){rebase_step, img, p, a}, h, e);
 }

@@ -96,6 +96,16 @@ struct resize_args {
 
 enum { PLAN_WORK = 44 << 20 };
 
+struct rebase_args {
+    /* What the overlay stands on afterwards, its own chain behind `backing`; NULL: on nothing. What
+     * it stands on now is img->backing, or NULL. An image may be part of both chains. */
+    struct image *new_backing;
+    bool unsafe; /* change the reference only; both chains are NULL */
+    const char *name, *format; /* what to store, NUL-terminated; "" for neither */
+    void *work;  /* as in resize_args */
+    size_t work_len;
+};
+
 /* A step function: each call emits one epoch, a bounded run of patches that ends at a barrier and
  * leaves a consistent image. A NULL member is UNSUPPORTED_FORMAT, raised by plan.c alone. */
 struct planner {
@@ -106,6 +116,10 @@ struct planner {
     const char *warning; /* what a resize does besides, for the user to know; NULL: nothing */
     bool mends; /* a resize to img->size is planned too: it mends what an interrupted one left */
     int (*resize)(struct image *, const struct resize_args *, struct plan_state *, struct sink *,
+                  struct err *);
+    /* Makes the overlay stand on another backing file; its own content stays what it is through the
+     * old chain, until the commit makes it so through the new one. */
+    int (*rebase)(struct image *, const struct rebase_args *, struct plan_state *, struct sink *,
                   struct err *);
     /* Where the image ends in a device that is longer; what follows is nobody's. NULL: never before
      * the device does. */
@@ -168,5 +182,6 @@ const char *plan_warning(const struct image *img);
  * pass but the first; if it changed in between, the streams differ: ERR_HEADER_MISMATCH, before the
  * commit, or at the end of an epoch that has none. */
 int plan_resize(struct image *img, const struct resize_args *a, struct plan_host *h, struct err *e);
+int plan_rebase(struct image *img, const struct rebase_args *a, struct plan_host *h, struct err *e);
 
 #endif
