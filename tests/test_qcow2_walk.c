@@ -106,8 +106,8 @@ static void walk_agrees_with_qemu(void)
          "%1$s && qemu-io -c 'write 50k 80k' %1$s",
          8},
     };
-    const char *path = test_path("walk.qcow2");
     for (unsigned i = 0; i < sizeof(image) / sizeof(image[0]); i++) {
+        const char *path = test_path("walk.qcow2"); /* good for some calls more, not for all */
         struct blk_mem m;
         u64 kinds[4] = {0};
         char command[800], then[600];
