@@ -23,6 +23,7 @@ void qmp_open(struct qmp *q, int fd)
     q->fd = fd;
     q->pending = 0;
     q->have = 0;
+    q->reason[0] = '\0';
     say(q, "{\"execute\":\"qmp_capabilities\"}\n");
 }
 
@@ -53,11 +54,23 @@ static int failed(char *line, struct err *e)
                    text + sizeof key - 1);
 }
 
+/* An event: a failed request's reason is the host's strerror(), without quotes in it. */
+static void take_event(struct qmp *q, const char *line)
+{
+    static const char key[] = "\"reason\": \"";
+    const char *text = strstr(line, "\"BLOCK_IO_ERROR\"") ? strstr(line, key) : NULL;
+    if (text && !q->reason[0])
+        snprintf(q->reason, sizeof q->reason, "%.*s", (int)strcspn(text + sizeof key - 1, "\""),
+                 text + sizeof key - 1);
+}
+
 static int take_line(struct qmp *q, char *line, struct err *e)
 {
     bool error = begins(line, "{\"error\"");
-    if (!error && !begins(line, "{\"return\""))
+    if (!error && !begins(line, "{\"return\"")) {
+        take_event(q, line);
         return 0;
+    }
     if (q->pending == 0)
         return err_set(e, instar_Code_PROTOCOL, "QEMU answered what nobody asked");
     q->pending--;

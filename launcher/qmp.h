@@ -2,7 +2,8 @@
  *
  * The little of QMP that a run needs: block_resize. Commands are answered in their order, so that
  * counting replies is enough; they carry no ids, and a reply is a line that begins with
- * {"return" or {"error". Greeting and events begin otherwise and are passed over.
+ * {"return" or {"error". Greeting and events begin otherwise and are passed over, but for one: why
+ * a request of the guest failed, which virtio-blk has no words for.
  */
 #ifndef LAUNCHER_QMP_H
 #define LAUNCHER_QMP_H
@@ -16,6 +17,7 @@ struct qmp {
     unsigned pending; /* commands not answered yet */
     size_t have;
     char buf[8192];
+    char reason[80]; /* of the first request of the guest's that failed; "" if none has */
 };
 
 /* Writes qmp_capabilities; QEMU need not run yet. */

@@ -178,6 +178,17 @@ static bool goes_without(struct vm *vm)
     return true;
 }
 
+/* The guest knows only that a request failed; QEMU has said why. */
+static void tell_reason(const struct vm *vm, struct err *e)
+{
+    if (!vm->qmp.reason[0] ||
+        (e->code != instar_Code_READ_FAILED && e->code != instar_Code_WRITE_FAILED))
+        return;
+    if (strcmp(vm->qmp.reason, strerror(ENOSPC)) == 0)
+        e->code = instar_Code_NO_SPACE;
+    err_add(e, "The host's reason: %s.", vm->qmp.reason);
+}
+
 static struct vm vm; /* the one at work, or the last one; too large for a stack */
 
 /* What the Outcome says, if it can be believed. */
@@ -186,6 +197,7 @@ static int take_outcome(instar_Outcome *out, struct err *e)
     *out = vm.event.event.outcome;
     if (outcome_check(out, vm.job, vm.disks, vm.count, e) == 0)
         return 0;
+    tell_reason(&vm, e);
     /* A plain refusal left no trace; all else needs a word on the image. */
     qemu_reap(&vm.qemu);
     if (e->code == instar_Code_PROTOCOL || state(&vm) == DISK_TOUCHED ||

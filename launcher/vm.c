@@ -330,6 +330,9 @@ int vm_run(struct vm *vm, const struct machine *machine, enum accel accel, unsig
     if (r == 0) {
         qmp_open(&vm->qmp, vm->qemu.control);
         r = serve(vm, patience, e);
+        bool ended; /* QEMU said why a request failed before the guest said that it did */
+        if (r == FINISHED && qmp_read(&vm->qmp, &ended, e) < 0)
+            r = -1;
     }
     qemu_kill(&vm->qemu);
     clear_progress(vm);

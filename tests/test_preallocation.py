@@ -384,3 +384,27 @@ def test_not_for_shrinking(tmp_path, mode, fmt):
                "1M")
     assert json.loads(p.stdout)["code"] == "INVALID_OPTION"
     assert sha256(path) == digest
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A file system of 1 MiB."""
+    where = tmp_path / "small"
+    where.mkdir()
+    p = run("mount", "-t", "tmpfs", "-o", "size=1m", "none", where)
+    if p.returncode:
+        pytest.skip("mount: " + p.stderr.strip())
+    yield where
+    run("umount", where, check=True)
+
+
+@pytest.mark.parametrize("how", ["falloc", "full"])
+def test_no_room(small, accel, how):
+    """virtio-blk says that a request failed, QEMU says why."""
+    path = create(small / "a.qcow2", 64 * MI)
+    (small / "rest").write_bytes(bytes(600 * KI))
+    p = launch("resize", f"--preallocation={how}", "--output=json", path, "+64M", accel=accel)
+    out = json.loads(p.stdout)
+    assert p.returncode == 1 and out["code"] == "NO_SPACE"
+    assert "The host's reason: No space left on device.\n" in out["error"]
+    assert check_status(path) == 0 and info(path)["virtual-size"] == 64 * MI
