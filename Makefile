@@ -13,7 +13,7 @@ PLANNERS := plan check apply undo scratch copy raw qcow2 qcow2_grow qcow2_shrink
             vhdx vhdx_survey vhdx_header vhdx_log vhdx_bat vhdx_commit vhdx_grow vhdx_shrink \
             vmdk vmdk_survey vmdk_text vmdk_grow vmdk_shrink
 KERNEL   := start memory trap serial virtio virtio_mmio virtio_pci virtio_blk lib
-OPSBASE  := main disks report newsize
+OPSBASE  := main disks report newsize images planhost
 LAUNCHER := main chain policy commands options size err codes text json paths disks locks growth insert undo recover request raw \
         machines cmdline qemu qmp frames vm run outcome plan print hand decode
 TESTS    := $(basename $(notdir $(wildcard tests/test_*.c)))
@@ -165,7 +165,7 @@ $(B)/tests/bench-image: tests/bench_image_main.c
 	$(CC) -std=gnu11 -O2 $(WARN) -o $@ $<
 # An operation as a host program, over files: host_main.c in the place of kernel/.
 $(B)/tests/host-%: $(B)/host/tests/host_main.o $(B)/host/ops/%.o $(HOST_SUPPORT_O) $(HOST_PURE_O) \
-        $(B)/host/ops/newsize.o $(B)/host/gen/instar.pb.o
+        $(addprefix $(B)/host/ops/,newsize.o images.o planhost.o) $(B)/host/gen/instar.pb.o
 	@mkdir -p $(@D)
 	$(CC) $(HOST_CFLAGS) -o $@ $^ -lprotobuf-nanopb -lz -lzstd
 

@@ -9,7 +9,7 @@
 /* The launcher's watchdog counts seconds without a frame, so one is sent this often. */
 enum { PROGRESS_REQUESTS = 1000, PROGRESS_BYTES = 64 << 20 };
 
-static struct blk disk[IMAGE_FILES];
+static struct blk disk[OP_DISKS];
 static u64 requests, since_requests, since_bytes;
 
 _Static_assert((int)VBLK_IO_MAX >= (int)BLK_IO_MAX && (int)VBLK_BATCH >= (int)BLK_BATCH_MAX,
@@ -112,7 +112,7 @@ int disks_open(struct op *op, struct err *e)
 {
     const instar_Request *r = op->request;
     for (unsigned i = 0; i < r->disks_count; i++) {
-        if (i >= IMAGE_FILES || !vblk_present(i))
+        if (i >= OP_DISKS || !vblk_present(i))
             return FAIL(e, ERR_READ_FAILED, "Disk {val} of the request is not attached", 0, i);
         if (vblk_capacity(i) < r->disks[i].length)
             return FAIL(e, ERR_READ_FAILED, "Disk {off} is shorter ({val} bytes) than requested", i,
@@ -141,9 +141,10 @@ static int granted(u32 epoch, struct err *e)
                : FAIL(e, ERR_PROTOCOL, "The launcher granted something else", epoch, 0);
 }
 
-int disks_need(u32 epoch, const struct plan_need *need, struct err *e)
+int disks_need(u32 epoch, const struct plan_need *need, const u8 disk_of[IMAGE_FILES],
+               struct err *e)
 {
-    report_need(epoch, need);
+    report_need(epoch, need, disk_of);
     return granted(epoch, e);
 }
 

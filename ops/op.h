@@ -10,9 +10,11 @@
 #include "instar.pb.h"
 #include "plan.h"
 
+enum { OP_DISKS = 24 /* of a Request, at most: Request.disks in instar.options */ };
+
 struct op {
     const instar_Request *request;
-    struct blk *disk[IMAGE_FILES]; /* in the order of Request.disks */
+    struct blk *disk[OP_DISKS]; /* in the order of Request.disks */
     unsigned disks;
 };
 
@@ -29,8 +31,10 @@ void *op_alloc(size_t bytes);
 
 /* Disks of the Request, set up as struct blk. ERR_READ_FAILED if one is missing. */
 int disks_open(struct op *op, struct err *e);
-/* Sends the Need and waits for the grant. ERR_NO_SPACE, ERR_PROTOCOL. */
-int disks_need(u32 epoch, const struct plan_need *need, struct err *e);
+/* Sends the Need and waits for the grant; disk_of[i] is file i of the plan's image. ERR_NO_SPACE,
+ * ERR_PROTOCOL. */
+int disks_need(u32 epoch, const struct plan_need *need, const u8 disk_of[IMAGE_FILES],
+               struct err *e);
 /* Has the host insert zeros into a file. ERR_NO_SPACE, ERR_PROTOCOL. */
 int disks_insert(u32 epoch, u8 slot, u64 off, u64 len, struct err *e);
 
@@ -38,7 +42,7 @@ int disks_insert(u32 epoch, u8 slot, u64 off, u64 len, struct err *e);
 
 void report_outcome(instar_Outcome *out, const struct err *e);
 void report_progress(u64 requests, u64 done, u64 total);
-void report_need(u32 epoch, const struct plan_need *need);
+void report_need(u32 epoch, const struct plan_need *need, const u8 disk_of[IMAGE_FILES]);
 void report_insert(u32 epoch, u8 slot, u64 off, u64 len);
 void report_undo(u8 slot, u64 off, const u32 *crc, unsigned n);
 void report_patch(u32 epoch, const struct patch *p);

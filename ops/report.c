@@ -85,7 +85,7 @@ void report_progress(u64 requests, u64 done, u64 total)
     report_event(ev);
 }
 
-void report_need(u32 epoch, const struct plan_need *need)
+void report_need(u32 epoch, const struct plan_need *need, const u8 disk_of[IMAGE_FILES])
 {
     instar_Event *ev = fresh(instar_Event_need_tag);
     instar_Need *out = &ev->event.need;
@@ -94,7 +94,7 @@ void report_need(u32 epoch, const struct plan_need *need)
     for (unsigned i = 0; i < IMAGE_FILES; i++)
         if (need->length[i] || (i == 0 && need->eventual))
             out->lengths[out->lengths_count++] =
-                (instar_NeedLength){i, need->length[i], i == 0 ? need->eventual : 0};
+                (instar_NeedLength){disk_of[i], need->length[i], i == 0 ? need->eventual : 0};
     report_event(ev);
 }
 

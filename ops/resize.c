@@ -3,42 +3,9 @@
  * resize: open the image, work out the new size, run the plan. The order of the checks is
  * qemu-img's (parity A.1, A.3).
  */
+#include "images.h"
 #include "newsize.h"
-#include "op.h"
-
-enum { COPY_MEM = 4 << 20, DRY_RUN_MEM = 48 << 20 };
-
-static int need(struct plan_host *h, u32 epoch, const struct plan_need *n, struct err *e)
-{
-    (void)h;
-    return disks_need(epoch, n, e);
-}
-
-static int undo(struct plan_host *h, u8 slot, u64 off, const u32 *crc, unsigned n, struct err *e)
-{
-    (void)h, (void)e;
-    report_undo(slot, off, crc, n);
-    return 0;
-}
-
-static int insert(struct plan_host *h, u32 epoch, u8 slot, u64 off, u64 len, struct err *e)
-{
-    (void)h;
-    return disks_insert(epoch, slot, off, len, e);
-}
-
-static int show(struct plan_host *h, u32 epoch, const struct patch *p, struct err *e)
-{
-    (void)h, (void)e;
-    report_patch(epoch, p);
-    return 0;
-}
-
-static void alive(struct plan_host *h, u64 patches)
-{
-    (void)h, (void)patches;
-    report_progress(0, 0, 0);
-}
+#include "planhost.h"
 
 static void set_action(instar_ResizeResult *r)
 {
@@ -48,97 +15,19 @@ static void set_action(instar_ResizeResult *r)
     memcpy(r->action, text, strlen(text) + 1);
 }
 
-/* The image with the chain below it, as far as disks are attached. */
-struct images {
-    struct image img[IMAGE_FILES];
-    u8 disk[IMAGE_FILES]; /* of each image: its own disk */
-    unsigned cnt;
-};
-
-/* Asks the launcher for a file that image i names. */
-static void ask(const struct images *all, unsigned i, instar_Role role, const char *name, u32 len,
-                const char *format, instar_Outcome *out)
-{
-    instar_NeedFile *need = &out->need_file;
-    out->has_need_file = true;
-    need->slot = all->disk[i];
-    need->role = role;
-    need->writable = role == instar_Role_ROLE_DATA && i == 0;
-    need->name.size = (pb_size_t)len;
-    memcpy(need->name.bytes, name, len);
-    memcpy(need->format, format, sizeof need->format);
-}
-
-/* The file that holds the guest's data of image i, if that is another one. */
-static int open_data(struct images *all, unsigned i, const struct facts *f, instar_Outcome *out,
-                     struct err *e)
-{
-    static const char raw[sizeof out->need_file.format] = "";
-    if (!f->has_data_file || all->img[i].files > 1)
-        return 0;
-    if (!f->data_file_len)
-        return FAIL(e, ERR_EXTERNAL_DATA_FILE, "'data-file' is required for this image", 0, 0);
-    ask(all, i, instar_Role_ROLE_DATA, f->data_file, f->data_file_len, raw, out);
-    return 0;
-}
-
 /* A resize works on the image's data file, too. Growing an overlay depends on how long its backing
- * file is, and, if the disk ends inside a cluster, on what the chain shows there. Asks for the next
- * file that is not attached yet. */
+ * file is, and, if the disk ends inside a cluster, on what the chain shows there. */
 static int open_chain(struct images *all, bool grow, instar_Outcome *out, struct err *e)
 {
-    bool content = all->img[0].unit && all->img[0].size % all->img[0].unit;
-    static struct facts facts;
-    int rc = 0;
-    for (unsigned i = 0; !rc && (i == 0 || content); i++) {
-        struct image *img = &all->img[i];
-        memset(&facts, 0, sizeof facts);
-        if ((rc = img->format->facts(img, &facts, e)) || (rc = open_data(all, i, &facts, out, e)) ||
-            out->has_need_file || !grow || !facts.backing_len)
+    struct image *img = &all->img[0];
+    bool content = img->unit && img->size % img->unit;
+    int rc;
+    do {
+        if ((rc = images_follow(all, img, grow, out, e)) || out->has_need_file)
             return rc;
-        if (i + 1 == all->cnt) {
-            ask(all, i, instar_Role_ROLE_BACKING, facts.backing, facts.backing_len,
-                facts.backing_format, out);
-            return 0;
-        }
-        img->backing = &all->img[i + 1];
-    }
-    return rc;
-}
-
-/* What is about to be written must be plain data: the name came out of an image, and a hostile one
- * may name somebody else's. */
-static int check_data(struct blk *b, u8 *mem, struct err *e)
-{
-    struct image img;
-    struct err ignored = {0};
-    return image_open(&img, b, NULL, mem, &ignored) || img.format != &raw_format
-               ? FAIL(e, ERR_EXTERNAL_DATA_FILE,
-                      "The external data file is an image of its own, and is not written to", 0, 0)
-               : 0;
-}
-
-/* Opens every disk of the Request: the image, its backing files in order, and their data files. */
-static int open_images(struct op *op, struct images *all, u8 *mem, void *scratch, struct err *e)
-{
-    int rc = 0;
-    for (unsigned i = 0; !rc && i < op->disks; i++) {
-        const instar_Disk *d = &op->request->disks[i];
-        struct image *img = &all->img[all->cnt];
-        if (d->role == instar_Role_ROLE_DATA) {
-            img--;
-            if (!all->cnt || all->disk[all->cnt - 1] != d->of || img->files > 1)
-                return FAIL(e, ERR_PROTOCOL, "A data file is out of its place", i, d->of);
-            img->file[img->files++] = op->disk[i];
-            if (all->cnt == 1 && (rc = check_data(op->disk[i], mem + IMAGE_MEM, e)))
-                return rc;
-            continue;
-        }
-        rc = image_open(img, op->disk[i], d->format, mem + (size_t)all->cnt * IMAGE_MEM, e);
-        img->scratch = scratch;
-        all->disk[all->cnt++] = (u8)i;
-    }
-    return rc;
+        img = img->backing;
+    } while (img && content);
+    return 0;
 }
 
 /* --shrink=unallocated: is there data in what would be cut off? */
@@ -157,7 +46,7 @@ static int check_unallocated(struct image *img, u64 new_size, struct err *e)
     return rc;
 }
 
-static int resize(struct op *op, struct images *all, struct plan_host *host, void *work,
+static int resize(struct op *op, struct images *all, struct planhost *host, void *work,
                   instar_Outcome *out, struct err *e)
 {
     const instar_ResizeRequest *req = &op->request->op.resize;
@@ -195,43 +84,35 @@ static int resize(struct op *op, struct images *all, struct plan_host *host, voi
                                .work_len = PLAN_WORK};
     if (op->request->random.size == sizeof op->request->random.bytes)
         args.random = op->request->random.bytes;
-    rc = plan_resize(img, &args, host, e);
-    r->rebuilt = host->repaired && !(rc && host->begun);
+    planhost_begin(host, img);
+    rc = plan_resize(img, &args, &host->plan, e);
+    r->rebuilt = host->plan.repaired && !(rc && host->plan.begun);
     if (rc)
         return rc;
     const char *warning = plan_warning(img);
     memcpy(r->warning, warning, strlen(warning) + 1);
-    r->file_size_after = device ? r->file_size_before : host->length[0];
+    r->file_size_after = device ? r->file_size_before : host->plan.length[0];
     for (u8 i = 1; i < img->files; i++)
         r->files_after[r->files_after_count++] =
-            (instar_FileLength){img->file[i]->slot, host->length[i]};
-    r->more = op->request->dry_run && host->more;
-    r->eventual_file_size = op->request->dry_run ? host->eventual : 0;
+            (instar_FileLength){img->file[i]->slot, host->plan.length[i]};
+    r->more = op->request->dry_run && host->plan.more;
+    r->eventual_file_size = op->request->dry_run ? host->plan.eventual : 0;
     return 0;
 }
 
 int op_run(struct op *op, instar_Outcome *out, struct err *e)
 {
     static struct images all;
-    const instar_Request *req = op->request;
+    static struct planhost host;
     instar_ResizeResult *r = &out->result.resize;
-    struct plan_host host = {.need = need,
-                             .undo = undo,
-                             .insert = insert,
-                             .mem_len = COPY_MEM,
-                             .dry_run = req->dry_run,
-                             .show = req->dry_run ? show : NULL,
-                             .alive = alive};
-    if (req->which_op != instar_Request_resize_tag || !op->disks)
+    if (op->request->which_op != instar_Request_resize_tag || !op->disks)
         return FAIL(e, ERR_PROTOCOL, "resize takes a disk and its own request", 0, op->disks);
-    u8 *mem = op_alloc((size_t)op->disks * IMAGE_MEM);
-    void *scratch = op_alloc(IMAGE_SCRATCH), *work = op_alloc(PLAN_WORK);
-    host.mem = op_alloc(COPY_MEM);
-    if (req->dry_run)
-        host.scratch = op_alloc(host.scratch_len = DRY_RUN_MEM);
+    images_alloc(&all, op);
+    planhost_alloc(&host, op);
+    void *work = op_alloc(PLAN_WORK);
     out->which_result = instar_Outcome_resize_tag;
     r->file_size_before = r->file_size_after = op->disk[0]->size;
-    int rc = open_images(op, &all, mem, scratch, e);
+    int rc = images_open(&all, op, e);
     if (!rc)
         rc = resize(op, &all, &host, work, out, e);
     r->error = (instar_Code)rc;

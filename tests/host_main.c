@@ -25,7 +25,7 @@
 static instar_Request request;
 static instar_Outcome outcome;
 static instar_Event event;
-static struct blk_file disk[IMAGE_FILES];
+static struct blk_file disk[OP_DISKS];
 static char **disk_path;
 static int disk_args;
 
@@ -48,7 +48,7 @@ int disks_open(struct op *op, struct err *e)
     u32 sector = getenv("INSTAR_SECTOR") ? (u32)atoi(getenv("INSTAR_SECTOR")) : 512;
     for (unsigned i = 0; i < op->request->disks_count; i++) {
         const instar_Disk *d = &op->request->disks[i];
-        if (i >= IMAGE_FILES || (int)i >= disk_args)
+        if (i >= OP_DISKS || (int)i >= disk_args)
             return FAIL(e, ERR_READ_FAILED, "Disk {val} of the request is not attached", 0, i);
         int fd = open(disk_path[i], (d->writable ? O_RDWR : O_RDONLY) | O_CLOEXEC);
         if (fd < 0)
@@ -62,12 +62,13 @@ int disks_open(struct op *op, struct err *e)
     return 0;
 }
 
-int disks_need(u32 epoch, const struct plan_need *need, struct err *e)
+int disks_need(u32 epoch, const struct plan_need *need, const u8 disk_of[IMAGE_FILES],
+               struct err *e)
 {
-    report_need(epoch, need);
+    report_need(epoch, need, disk_of);
     for (unsigned i = 0; i < IMAGE_FILES; i++)
-        if (lseek(disk[i].fd, 0, SEEK_END) < (off_t)need->length[i] &&
-            ftruncate(disk[i].fd, (off_t)need->length[i]))
+        if (need->length[i] && lseek(disk[disk_of[i]].fd, 0, SEEK_END) < (off_t)need->length[i] &&
+            ftruncate(disk[disk_of[i]].fd, (off_t)need->length[i]))
             return FAIL(e, ERR_NO_SPACE, "No room", 0, need->length[i]);
     return 0;
 }
@@ -102,14 +103,14 @@ static void send(void)
     fwrite(frame, 1, FRAME_HEAD + len + FRAME_TAIL, stdout);
 }
 
-void report_need(u32 epoch, const struct plan_need *need)
+void report_need(u32 epoch, const struct plan_need *need, const u8 disk_of[IMAGE_FILES])
 {
     instar_Need *n = &fresh(instar_Event_need_tag)->event.need;
     n->epoch = epoch;
     n->undo = need->undo;
     for (unsigned i = 0; i < IMAGE_FILES; i++)
         if (need->length[i])
-            n->lengths[n->lengths_count++] = (instar_NeedLength){i, need->length[i]};
+            n->lengths[n->lengths_count++] = (instar_NeedLength){disk_of[i], need->length[i]};
     send();
 }
 

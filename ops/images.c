@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * See images.h. Disks come in the order in which they were asked for: whatever names a disk stands
+ * before it.
+ */
+#include "images.h"
+
+void images_alloc(struct images *all, const struct op *op)
+{
+    *all = (struct images){.request = op->request};
+    all->mem = op_alloc(((size_t)op->disks + 1) * IMAGE_MEM);
+    all->scratch = op_alloc(IMAGE_SCRATCH);
+}
+
+/* The image on the disk, or NULL. */
+static struct image *image_on(struct images *all, u32 disk)
+{
+    for (unsigned i = 0; i < all->cnt; i++)
+        if (all->disk[i] == disk)
+            return &all->img[i];
+    return NULL;
+}
+
+/* What is about to be written must be plain data: the name came out of an image, and a hostile one
+ * may name somebody else's. */
+static int check_data(struct blk *b, u8 *mem, struct err *e)
+{
+    struct image img;
+    struct err ignored = {0};
+    return image_open(&img, b, NULL, mem, &ignored) || img.format != &raw_format
+               ? FAIL(e, ERR_EXTERNAL_DATA_FILE,
+                      "The external data file is an image of its own, and is not written to", 0, 0)
+               : 0;
+}
+
+static int add_data(struct images *all, struct blk *b, u32 of, struct err *e)
+{
+    struct image *img = image_on(all, of);
+    if (!img || img->files > 1)
+        return FAIL(e, ERR_PROTOCOL, "A data file is out of its place", b->slot, of);
+    img->file[img->files++] = b;
+    return of ? 0 : check_data(b, all->mem + (size_t)all->cnt * IMAGE_MEM, e);
+}
+
+int images_open(struct images *all, struct op *op, struct err *e)
+{
+    int rc = 0;
+    for (unsigned i = 0; !rc && i < op->disks; i++) {
+        const instar_Disk *d = &op->request->disks[i];
+        struct image *img = &all->img[all->cnt];
+        if (d->role == instar_Role_ROLE_DATA) {
+            rc = add_data(all, op->disk[i], d->of, e);
+            continue;
+        }
+        rc = image_open(img, op->disk[i], d->format, all->mem + (size_t)all->cnt * IMAGE_MEM, e);
+        img->scratch = all->scratch;
+        all->disk[all->cnt++] = (u8)i;
+    }
+    return rc;
+}
+
+/* ---- what images name ---- */
+
+/* Asks the launcher for a file that the image on `disk` names. */
+static void ask(u8 disk, instar_Role role, const char *name, u32 len, const char *format,
+                instar_Outcome *out)
+{
+    instar_NeedFile *need = &out->need_file;
+    out->has_need_file = true;
+    need->slot = disk;
+    need->role = role;
+    need->writable = role == instar_Role_ROLE_DATA && disk == 0;
+    need->name.size = (pb_size_t)len;
+    memcpy(need->name.bytes, name, len);
+    memcpy(need->format, format, sizeof need->format);
+}
+
+/* The image that is the backing file of the one on `disk`, or NULL. */
+static struct image *backing_of(struct images *all, u8 disk)
+{
+    for (unsigned i = 1; i < all->cnt; i++)
+        if (all->request->disks[all->disk[i]].of == disk)
+            return &all->img[i];
+    return NULL;
+}
+
+int images_follow(struct images *all, struct image *img, bool backing, instar_Outcome *out,
+                  struct err *e)
+{
+    static const char raw[sizeof out->need_file.format] = "";
+    static struct facts f;
+    u8 disk = all->disk[img - all->img];
+    memset(&f, 0, sizeof f);
+    img->backing = NULL;
+    int rc = img->format->facts(img, &f, e);
+    if (rc)
+        return rc;
+    if (f.has_data_file && img->files == 1) {
+        if (!f.data_file_len)
+            return FAIL(e, ERR_EXTERNAL_DATA_FILE, "'data-file' is required for this image", 0, 0);
+        ask(disk, instar_Role_ROLE_DATA, f.data_file, f.data_file_len, raw, out);
+        return 0;
+    }
+    if (!backing || !f.backing_len)
+        return 0;
+    img->backing = backing_of(all, disk);
+    if (!img->backing)
+        ask(disk, instar_Role_ROLE_BACKING, f.backing, f.backing_len, f.backing_format, out);
+    return 0;
+}

@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The images of a Request: every disk opened as what it is to the others (an image, its backing
+ * file, its data file), and the next file asked for that an image names and the operation depends
+ * on. The launcher attaches that, and boots again; nothing has been written by then.
+ */
+#ifndef OPS_IMAGES_H
+#define OPS_IMAGES_H
+
+#include "op.h"
+
+struct images {
+    const instar_Request *request;
+    struct image img[OP_DISKS]; /* [0]: the one that the user named */
+    u8 disk[OP_DISKS];          /* of each: its own disk; img.file[1..] are disks of other roles */
+    unsigned cnt;
+    u8 *mem;       /* IMAGE_MEM of each, and one more */
+    void *scratch; /* lent to all: one image is unpacked at a time */
+};
+
+/* Takes memory for the disks of op, before any of them is read. */
+void images_alloc(struct images *all, const struct op *op);
+/* Opens every disk of the Request. What the first image's operation may write besides itself must
+ * be plain data: EXTERNAL_DATA_FILE. */
+int images_open(struct images *all, struct op *op, struct err *e);
+/* What `img`, one of `all`, depends on: its data file and, if wanted, its backing file, which
+ * img->backing is afterwards (NULL: it has none). If one of them is not attached,
+ * out->has_need_file asks for it. */
+int images_follow(struct images *all, struct image *img, bool backing, instar_Outcome *out,
+                  struct err *e);
+
+#endif
