@@ -92,7 +92,8 @@ PURE_O   := $(FORMATS:%=$(B)/guest/formats/%.o) $(PLANNERS:%=$(B)/guest/planner/
 $(PLANNERS:%=$(B)/guest/planner/%.o): GUEST_CFLAGS += -Os
 # Operations that look into compressed clusters link the decoders, and may be larger for it.
 DECODING := resize
-UNPACK_O := $(B)/guest/formats/qcow2_unpack.o
+UNPACK   := inflate qcow2_unpack vmdk_unpack
+UNPACK_O := $(UNPACK:%=$(B)/guest/formats/%.o)
 GUEST_O  := $(KERNEL_O) $(OPSBASE:%=$(B)/guest/ops/%.o) $(PURE_O) $(B)/guest/gen/instar.pb.o
 NANOPB   := -lprotobuf-nanopb
 GUEST_LDFLAGS := -static -nostdlib -no-pie -Wl,--gc-sections -Wl,-z,noexecstack -Wl,--build-id=none \
@@ -152,7 +153,7 @@ $(B)/host/gen/instar.pb.o: $(B)/gen/instar.pb.c
 	$(CC) $(HOST_CFLAGS) -I$(B)/gen -c -o $@ $<
 
 HOST_PURE_O := $(FORMATS:%=$(B)/host/formats/%.o) $(PLANNERS:%=$(B)/host/planner/%.o) \
-        $(B)/host/formats/qcow2_unpack.o
+        $(UNPACK:%=$(B)/host/formats/%.o)
 # Backends and helpers shared by the tests: every .c of tests/ that is neither a test nor a main.
 HOST_SUPPORT_O := $(patsubst tests/%.c,$(B)/host/tests/%.o,\
         $(filter-out tests/test_%.c tests/%_main.c tests/fuzz_%.c,$(wildcard tests/*.c)))

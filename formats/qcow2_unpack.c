@@ -1,53 +1,24 @@
 /* SPDX-License-Identifier: MIT
  *
  * qcow2: the content of a compressed cluster. Decompression is zlib's (raw deflate) and zstd's own;
- * this file feeds them. It is the one pure file that needs more than mem*: whoever does not link it
- * has a qcow2_format without unpack(). Source: docs/interop/qcow2.txt, "Compressed Clusters
+ * this file feeds them. It is one of the few pure files that need more than mem*: whoever does not
+ * link it has a qcow2_format without unpack(). Source: docs/interop/qcow2.txt, "Compressed Clusters
  * Descriptor"; the stream may be followed by anything, up to the end of its last sector.
  */
 #define ZSTD_STATIC_LINKING_ONLY /* ZSTD_initStaticDCtx */
-#include <zlib.h>
 #include <zstd.h>
 
 #include "format.h"
+#include "inflate.h"
 
-enum { PACKED_MAX = 2 * IMAGE_UNIT_MAX /* a descriptor can span no more */ };
-
-/* A bump arena over the rest of the scratch memory: zlib frees nothing that it needs again. */
-struct arena {
-    u8 *at, *end;
-};
-
-static void *arena_get(void *opaque, uInt items, uInt size)
-{
-    struct arena *a = opaque;
-    u64 bytes = round_up((u64)items * size, 16);
-    void *p = a->at;
-    if (bytes > (u64)(a->end - a->at))
-        return Z_NULL;
-    a->at += bytes;
-    return p;
-}
-
-static void arena_put(void *opaque, void *p)
-{
-    (void)opaque, (void)p;
-}
+enum { RAW_DEFLATE = -15, PACKED_MAX = 2 * IMAGE_UNIT_MAX /* a descriptor can span no more */ };
 
 static bool inflate_cluster(const u8 *in, u32 in_len, u8 *out, u32 out_len, struct arena *a)
 {
-    z_stream z = {.zalloc = arena_get,
-                  .zfree = arena_put,
-                  .opaque = a,
-                  .next_in = (u8 *)(uintptr_t)in,
-                  .avail_in = in_len,
-                  .next_out = out,
-                  .avail_out = out_len};
-    if (inflateInit2(&z, -15) != Z_OK)
-        return false;
-    int rc = inflate(&z, Z_FINISH);
+    u32 len;
+    bool ended;
     /* Like qemu: a full cluster is enough, whether or not the stream says that it ends there. */
-    return z.avail_out == 0 && (rc == Z_STREAM_END || rc == Z_BUF_ERROR || rc == Z_OK);
+    return inflate_all(in, in_len, RAW_DEFLATE, out, out_len, a, &len, &ended) && len == out_len;
 }
 
 /* The guest's link leads libzstd's entries into its decoders of versions 0.5 to 0.7 here: no qcow2

@@ -236,6 +236,9 @@ static int vmdk_open(struct image *img, struct err *e)
         (!(v->flags & VMDK_MARKERS) || le16(p + VMH_COMPRESS_ALGORITHM) != 1))
         return FAIL(e, ERR_UNSUPPORTED_FEATURE, "Unsupported compression, number {val}",
                     VMH_COMPRESS_ALGORITHM, le16(p + VMH_COMPRESS_ALGORITHM));
+    if (v->flags & VMDK_COMPRESSED && img->unit > IMAGE_UNIT_MAX)
+        return FAIL(e, ERR_UNSUPPORTED_FEATURE, "Compressed grains of {val} bytes are too large",
+                    VMH_GRAIN_SIZE, img->unit);
     if ((rc = read_text(img, e)))
         return rc;
     return check_places(img, p, e);
@@ -384,4 +387,6 @@ static int vmdk_facts(struct image *img, struct facts *f, struct err *e)
     return 0;
 }
 
-const struct format vmdk_format = {"vmdk", vmdk_probe, vmdk_open, vmdk_map, NULL, vmdk_facts};
+#pragma weak vmdk_unpack
+const struct format vmdk_format = {"vmdk",   vmdk_probe,  vmdk_open,
+                                   vmdk_map, vmdk_unpack, vmdk_facts};

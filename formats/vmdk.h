@@ -61,6 +61,9 @@ struct vmdk {
 };
 
 struct image;
+struct extent;
+/* The format's unpack(), where vmdk_unpack.c is linked; see format.h. */
+int vmdk_unpack(struct image *img, const struct extent *x, void *out, struct err *e);
 /* Bytes that a grain table occupies in the file: whole sectors. */
 u64 vmdk_table_span(const struct vmdk *v);
 /* How many grains the disk has; entries of the directory that so many grains want. */
