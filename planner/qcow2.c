@@ -7,6 +7,8 @@
 #include "qcow2_data.h"
 #include "qcow2_end.h"
 #include "qcow2_grow.h"
+#include "qcow2_header.h"
+#include "qcow2_rebase.h"
 #include "qcow2_rebuild.h"
 #include "qcow2_shrink.h"
 
@@ -30,24 +32,10 @@ static int check_supported(const struct image *img, const struct resize_args *a,
     return qcow2_data_check(img, e);
 }
 
-/* Before anything else is changed, as the specification demands. The bit of the bitmaps is
- * qcow2_bitmaps.c's. */
-static int clear_autoclear(struct image *img, struct sink *s, struct err *e)
-{
-    u8 field[8];
-    u64 keep = img->u.qcow2.autoclear & QCOW2_AUTOCLEAR_KNOWN;
-    if (keep == img->u.qcow2.autoclear)
-        return 0;
-    put_be64(field, keep);
-    int rc = plan_write(s, QH_AUTOCLEAR_FEATURES, field, 8,
-                        "clear autoclear bits that this program does not maintain", e);
-    return rc ? rc : plan_barrier(s, "before anything else is changed", e);
-}
-
 static int resize_disk(struct image *img, const struct resize_args *a, struct plan_state *state,
                        struct sink *s, struct err *e)
 {
-    int rc = clear_autoclear(img, s, e);
+    int rc = qcow2_header_autoclear(img, s, e);
     if (rc)
         return rc;
     return a->new_size < img->size || qcow2_shrink_goes_on(state)
@@ -70,12 +58,14 @@ static int qcow2_resize(struct image *img, const struct resize_args *a, struct p
     if (q->incompatible & QCOW2_INCOMPAT_DIRTY) {
         if ((rc = qcow2_bitmaps_check(img, a->new_size, e)))
             return rc;
-        rc = clear_autoclear(img, s, e);
+        rc = qcow2_header_autoclear(img, s, e);
         return rc ? rc : qcow2_plan_rebuild(img, a, state, s, e);
     }
     return qcow2_bitmaps_pending(img, state) ? qcow2_plan_bitmaps(img, a, state, resize_disk, s, e)
                                              : resize_disk(img, a, state, s, e);
 }
 
-const struct planner qcow2_planner = {
-    .format = &qcow2_format, .resize = qcow2_resize, .end = qcow2_end};
+const struct planner qcow2_planner = {.format = &qcow2_format,
+                                      .resize = qcow2_resize,
+                                      .rebase = qcow2_rebase,
+                                      .end = qcow2_end};

@@ -34,3 +34,15 @@ int qcow2_header_commit(const struct qcow2_header *h, struct sink *s, const char
     int rc = plan_commit(s, h->from, h->bytes + h->from, h->to - h->from, why, e);
     return rc ? rc : plan_barrier(s, "the new header is durable", e);
 }
+
+int qcow2_header_autoclear(const struct image *img, struct sink *s, struct err *e)
+{
+    u8 field[8];
+    u64 keep = img->u.qcow2.autoclear & QCOW2_AUTOCLEAR_KNOWN;
+    if (keep == img->u.qcow2.autoclear)
+        return 0;
+    put_be64(field, keep);
+    int rc = plan_write(s, QH_AUTOCLEAR_FEATURES, field, 8,
+                        "clear autoclear bits that this program does not maintain", e);
+    return rc ? rc : plan_barrier(s, "before anything else is changed", e);
+}

@@ -22,4 +22,8 @@ void qcow2_header_put64(struct qcow2_header *h, enum qcow2_header_field field, u
 int qcow2_header_commit(const struct qcow2_header *h, struct sink *s, const char *why,
                         struct err *e);
 
+/* Clears unknown autoclear bits, before anything else is changed, as the specification demands. The
+ * bit of the bitmaps is qcow2_bitmaps.c's. */
+int qcow2_header_autoclear(const struct image *img, struct sink *s, struct err *e);
+
 #endif
