@@ -4,7 +4,7 @@
 # `make help` lists the rest. Every pure .c is built twice: for the guest, and for the host with
 # sanitizers.
 
-OPS      := noop info resize
+OPS      := noop info resize rebase
 FORMATS  := err blk table formats crc32c raw qcow2 qcow2_map qcow2_walk qcow2_bitmap vhd \
             vhdx vhdx_log vhdx_map vmdk vmdk_descriptor
 PLANNERS := plan check apply undo scratch copy raw qcow2 qcow2_grow qcow2_shrink qcow2_fill qcow2_tail \
@@ -91,7 +91,7 @@ PURE_O   := $(FORMATS:%=$(B)/guest/formats/%.o) $(PLANNERS:%=$(B)/guest/planner/
 # Built for size: resize.elf has a limit, and the time of a plan goes into I/O.
 $(PLANNERS:%=$(B)/guest/planner/%.o): GUEST_CFLAGS += -Os
 # Operations that look into compressed clusters link the decoders, and may be larger for it.
-DECODING := resize
+DECODING := resize rebase
 UNPACK   := inflate qcow2_unpack vmdk_unpack
 UNPACK_O := $(UNPACK:%=$(B)/guest/formats/%.o)
 GUEST_O  := $(KERNEL_O) $(OPSBASE:%=$(B)/guest/ops/%.o) $(PURE_O) $(B)/guest/gen/instar.pb.o

@@ -57,8 +57,10 @@ static int add(struct job *job, struct chain *c, const instar_NeedFile *need, in
     d->role = need->role;
     d->of = need->slot;
     d->target = need->writable;
-    if (need->role == instar_Role_ROLE_BACKING)
+    if (need->role == instar_Role_ROLE_BACKING) {
         d->format = strdup(need->format);
+        c->disks[need->slot].backing = c->count - 1;
+    }
     return r < 0 ? r : recover_first(job, d, e);
 }
 

@@ -17,6 +17,8 @@ struct disk {
     const char *format; /* what the image above says it is, or NULL */
     instar_Role role;   /* what it is to the disk `of`, which names it */
     unsigned of;
+    unsigned backing; /* the disk that is its backing file; 0: none is attached */
+    bool lost;        /* its backing file cannot be had, and need not be */
     int fd;
     bool target;           /* the operation changes it, if this is no dry run */
     bool writable, device; /* a block device has a fixed length */

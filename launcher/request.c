@@ -22,6 +22,8 @@ int request_write(struct job *job, const struct disk *disks, unsigned count, int
         d->writable = disks[i].writable;
         d->role = disks[i].role;
         d->of = disks[i].of;
+        d->backing = disks[i].backing;
+        d->lost = disks[i].lost;
         d->device = disks[i].device;
         d->insert_unit = disks[i].insert_unit;
         if (disks[i].format)

@@ -12,8 +12,7 @@ void images_alloc(struct images *all, const struct op *op)
     all->scratch = op_alloc(IMAGE_SCRATCH);
 }
 
-/* The image on the disk, or NULL. */
-static struct image *image_on(struct images *all, u32 disk)
+struct image *images_on(struct images *all, u32 disk)
 {
     for (unsigned i = 0; i < all->cnt; i++)
         if (all->disk[i] == disk)
@@ -35,26 +34,36 @@ static int check_data(struct blk *b, u8 *mem, struct err *e)
 
 static int add_data(struct images *all, struct blk *b, u32 of, struct err *e)
 {
-    struct image *img = image_on(all, of);
+    struct image *img = images_on(all, of);
     if (!img || img->files > 1)
         return FAIL(e, ERR_PROTOCOL, "A data file is out of its place", b->slot, of);
     img->file[img->files++] = b;
     return of ? 0 : check_data(b, all->mem + (size_t)all->cnt * IMAGE_MEM, e);
 }
 
-int images_open(struct images *all, struct op *op, struct err *e)
+static int add_image(struct images *all, struct blk *b, const char *format, struct err *e)
+{
+    struct image *img = &all->img[all->cnt];
+    struct err ignored = {0};
+    bool lenient = all->lenient && all->cnt;
+    int rc =
+        image_open(img, b, format, all->mem + (size_t)all->cnt * IMAGE_MEM, lenient ? &ignored : e);
+    img->scratch = all->scratch;
+    all->disk[all->cnt++] = b->slot;
+    if (!rc || !lenient)
+        return rc;
+    img->format = NULL;
+    return 0;
+}
+
+int images_open(struct images *all, struct op *op, instar_Outcome *out, struct err *e)
 {
     int rc = 0;
     for (unsigned i = 0; !rc && i < op->disks; i++) {
         const instar_Disk *d = &op->request->disks[i];
-        struct image *img = &all->img[all->cnt];
-        if (d->role == instar_Role_ROLE_DATA) {
-            rc = add_data(all, op->disk[i], d->of, e);
-            continue;
-        }
-        rc = image_open(img, op->disk[i], d->format, all->mem + (size_t)all->cnt * IMAGE_MEM, e);
-        img->scratch = all->scratch;
-        all->disk[all->cnt++] = (u8)i;
+        rc = d->role == instar_Role_ROLE_DATA ? add_data(all, op->disk[i], d->of, e)
+                                              : add_image(all, op->disk[i], d->format, e);
+        out->error.disk = rc ? i : 0;
     }
     return rc;
 }
@@ -75,36 +84,39 @@ static void ask(u8 disk, instar_Role role, const char *name, u32 len, const char
     memcpy(need->format, format, sizeof need->format);
 }
 
-/* The image that is the backing file of the one on `disk`, or NULL. */
-static struct image *backing_of(struct images *all, u8 disk)
-{
-    for (unsigned i = 1; i < all->cnt; i++)
-        if (all->request->disks[all->disk[i]].of == disk)
-            return &all->img[i];
-    return NULL;
-}
-
-int images_follow(struct images *all, struct image *img, bool backing, instar_Outcome *out,
+int images_follow(struct images *all, struct image *img, unsigned wanted, instar_Outcome *out,
                   struct err *e)
 {
     static const char raw[sizeof out->need_file.format] = "";
     static struct facts f;
     u8 disk = all->disk[img - all->img];
+    const instar_Disk *d = &all->request->disks[disk];
     memset(&f, 0, sizeof f);
     img->backing = NULL;
-    int rc = img->format->facts(img, &f, e);
+    int rc = img->format ? img->format->facts(img, &f, e) : 0;
     if (rc)
         return rc;
-    if (f.has_data_file && img->files == 1) {
+    if ((wanted & FOLLOW_DATA) && f.has_data_file && img->files == 1) {
         if (!f.data_file_len)
             return FAIL(e, ERR_EXTERNAL_DATA_FILE, "'data-file' is required for this image", 0, 0);
         ask(disk, instar_Role_ROLE_DATA, f.data_file, f.data_file_len, raw, out);
         return 0;
     }
-    if (!backing || !f.backing_len)
+    if (!(wanted & FOLLOW_BACKING) || !f.backing_len || d->lost)
         return 0;
-    img->backing = backing_of(all, disk);
+    img->backing = d->backing ? images_on(all, d->backing) : NULL;
     if (!img->backing)
         ask(disk, instar_Role_ROLE_BACKING, f.backing, f.backing_len, f.backing_format, out);
     return 0;
+}
+
+int images_follow_chain(struct images *all, struct image *img, unsigned wanted, instar_Outcome *out,
+                        struct err *e)
+{
+    int rc = 0;
+    for (unsigned i = 0; !rc && img && !out->has_need_file && i < all->cnt; i++) {
+        rc = images_follow(all, img, wanted, out, e);
+        img = img->backing;
+    }
+    return rc;
 }

@@ -14,19 +14,27 @@ struct images {
     struct image img[OP_DISKS]; /* [0]: the one that the user named */
     u8 disk[OP_DISKS];          /* of each: its own disk; img.file[1..] are disks of other roles */
     unsigned cnt;
+    bool lenient;  /* all but the first may fail to open; img.format is NULL then */
     u8 *mem;       /* IMAGE_MEM of each, and one more */
     void *scratch; /* lent to all: one image is unpacked at a time */
 };
 
 /* Takes memory for the disks of op, before any of them is read. */
 void images_alloc(struct images *all, const struct op *op);
-/* Opens every disk of the Request. What the first image's operation may write besides itself must
- * be plain data: EXTERNAL_DATA_FILE. */
-int images_open(struct images *all, struct op *op, struct err *e);
-/* What `img`, one of `all`, depends on: its data file and, if wanted, its backing file, which
- * img->backing is afterwards (NULL: it has none). If one of them is not attached,
- * out->has_need_file asks for it. */
-int images_follow(struct images *all, struct image *img, bool backing, instar_Outcome *out,
+/* Opens every disk of the Request; which one cannot be opened, out->error says, too. What the first
+ * image's operation may write besides itself must be plain data: EXTERNAL_DATA_FILE. */
+int images_open(struct images *all, struct op *op, instar_Outcome *out, struct err *e);
+/* The image on the disk, or NULL. */
+struct image *images_on(struct images *all, u32 disk);
+
+enum { FOLLOW_DATA = 1, FOLLOW_BACKING = 2 };
+/* What `img`, one of `all`, depends on: its data file and its backing file, so far as they are
+ * wanted (a mask). img->backing is the latter; NULL: it has none, or it is not wanted. If one of
+ * them is not attached, out->has_need_file asks for it. */
+int images_follow(struct images *all, struct image *img, unsigned wanted, instar_Outcome *out,
                   struct err *e);
+/* The same for img and for all that it stands on. */
+int images_follow_chain(struct images *all, struct image *img, unsigned wanted, instar_Outcome *out,
+                        struct err *e);
 
 #endif

@@ -20,14 +20,10 @@ static void set_action(instar_ResizeResult *r)
 static int open_chain(struct images *all, bool grow, instar_Outcome *out, struct err *e)
 {
     struct image *img = &all->img[0];
+    unsigned wanted = grow ? FOLLOW_DATA | FOLLOW_BACKING : FOLLOW_DATA;
     bool content = img->unit && img->size % img->unit;
-    int rc;
-    do {
-        if ((rc = images_follow(all, img, grow, out, e)) || out->has_need_file)
-            return rc;
-        img = img->backing;
-    } while (img && content);
-    return 0;
+    return content ? images_follow_chain(all, img, wanted, out, e)
+                   : images_follow(all, img, wanted, out, e);
 }
 
 /* --shrink=unallocated: is there data in what would be cut off? */
@@ -112,7 +108,7 @@ int op_run(struct op *op, instar_Outcome *out, struct err *e)
     void *work = op_alloc(PLAN_WORK);
     out->which_result = instar_Outcome_resize_tag;
     r->file_size_before = r->file_size_after = op->disk[0]->size;
-    int rc = images_open(&all, op, e);
+    int rc = images_open(&all, op, out, e);
     if (!rc)
         rc = resize(op, &all, &host, work, out, e);
     r->error = (instar_Code)rc;

@@ -187,6 +187,16 @@ static bool read_request(const char *path)
     return f && !fclose(f) && pb_decode(&in, instar_Request_fields, &request);
 }
 
+static int set_lengths(u64 image, const instar_FileLength *other, unsigned cnt)
+{
+    if (ftruncate(disk[0].fd, (off_t)image))
+        return 1;
+    for (unsigned i = 0; i < cnt; i++)
+        if (ftruncate(disk[other[i].slot].fd, (off_t)other[i].length))
+            return 1;
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     struct op op = {.request = &request};
@@ -201,14 +211,13 @@ int main(int argc, char **argv)
         op_run(&op, &outcome, &e);
     report_outcome(&outcome, &e);
     fflush(stdout);
-    if (e.code || outcome.which_result != instar_Outcome_resize_tag || request.dry_run ||
-        outcome.has_need_file)
+    if (e.code || request.dry_run || outcome.has_need_file)
         return e.code ? 1 : 0;
-    const instar_ResizeResult *r = &outcome.result.resize;
-    if (ftruncate(disk[0].fd, (off_t)r->file_size_after))
-        return 1;
-    for (unsigned i = 0; i < r->files_after_count; i++)
-        if (ftruncate(disk[r->files_after[i].slot].fd, (off_t)r->files_after[i].length))
-            return 1;
+    const instar_ResizeResult *resize = &outcome.result.resize;
+    const instar_RebaseResult *rebase = &outcome.result.rebase;
+    if (outcome.which_result == instar_Outcome_resize_tag)
+        return set_lengths(resize->file_size_after, resize->files_after, resize->files_after_count);
+    if (outcome.which_result == instar_Outcome_rebase_tag)
+        return set_lengths(rebase->file_size_after, rebase->files_after, rebase->files_after_count);
     return 0;
 }
