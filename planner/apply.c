@@ -46,6 +46,25 @@ static int copy(struct apply_sink *a, const struct patch *p, struct err *e)
     return rc;
 }
 
+/* A long write goes in several requests at once, if it is one of whole sectors. */
+static int write(struct blk *b, u64 off, const u8 *data, u64 len, struct err *e)
+{
+    int rc = 0;
+    if (len <= BLK_IO_MAX || off % b->sector || len % b->sector || off + len > b->size)
+        return blk_write(b, off, data, len, e);
+    for (u64 done = 0; !rc && done < len;) {
+        struct blk_req out[BLK_BATCH_MAX];
+        unsigned n = 0;
+        for (u64 part; n < BLK_BATCH_MAX && done < len; n++, done += part) {
+            part = min_u64(len - done, BLK_IO_MAX);
+            out[n] = (struct blk_req){b, BLK_WRITE, off + done, (void *)(uintptr_t)(data + done),
+                                      part};
+        }
+        rc = blk_batch(out, n, e);
+    }
+    return rc;
+}
+
 /* What a file gains reads zero by itself; what an image gains of its device does not. */
 static int lengthen(struct blk *b, u64 len, struct err *e)
 {
@@ -77,7 +96,7 @@ static int apply_emit(struct sink *s, const struct patch *p, struct err *e)
     case PATCH_LENGTH:
         return lengthen(b, p->len, e);
     case PATCH_WRITE:
-        return blk_write(b, p->off, p->data, p->len, e);
+        return write(b, p->off, p->data, p->len, e);
     case PATCH_ZERO:
         return blk_zero(b, p->off, p->len, p->may_unmap, e);
     case PATCH_COPY:

@@ -35,7 +35,7 @@ void digest_patch(struct digest *d, const struct patch *p)
     u64 fields[] = {p->kind, p->slot,     p->from,   p->off,
                     p->len,  p->from_off, p->commit, p->may_unmap};
     digest_bytes(d, fields, sizeof fields);
-    if (p->kind == PATCH_WRITE)
+    if (p->kind == PATCH_WRITE && !p->kept)
         digest_bytes(d, p->data, p->len);
     d->cnt++;
 }
@@ -97,6 +97,12 @@ int plan_discard(struct sink *s, u64 off, u64 len, const char *why, struct err *
 int plan_barrier(struct sink *s, const char *why, struct err *e)
 {
     return plan_emit(s, (struct patch){.kind = PATCH_BARRIER, .why = why}, e);
+}
+
+int plan_ignore(struct sink *s, const struct patch *p, struct err *e)
+{
+    (void)s, (void)p, (void)e;
+    return 0;
 }
 
 int plan_preallocate(struct sink *s, u8 slot, u64 off, u64 len, enum preallocation how, void *work,
@@ -168,6 +174,15 @@ static int ask(const struct step *st, const struct plan_state *state, struct che
     return rc || (!need->room && !need->undo && !journal) ? rc : h->need(h, state->epoch, need, e);
 }
 
+/* What an epoch has done, for the host. */
+static void count(struct plan_host *h, const struct plan_state *state)
+{
+    h->clusters_copied = state->clusters_copied;
+    h->bytes_copied = state->bytes_copied;
+    if (state->total && h->progress)
+        h->progress(h, state->done, state->total);
+}
+
 static int run_epochs(const struct step *st, struct plan_host *h, struct err *e)
 {
     struct plan_state state = {0}, copy;
@@ -175,7 +190,7 @@ static int run_epochs(const struct step *st, struct plan_host *h, struct err *e)
     bool journal = false; /* the epoch before was one of P10 */
     int rc;
     do {
-        state.more = state.undo = state.stage = false;
+        state.more = state.undo = state.stage = state.again = false;
         copy = state;
         if ((rc = check_pass(st, &copy, &check, h, e)))
             return rc;
@@ -184,15 +199,19 @@ static int run_epochs(const struct step *st, struct plan_host *h, struct err *e)
         check.need.eventual = state.epoch == 0 ? copy.eventual : 0;
         h->eventual = max_u64(h->eventual, max_u64(check.need.eventual, check.length[0]));
         h->more = copy.more;
+        if (h->dry_run)
+            count(h, &copy);
         if (h->dry_run && (!h->scratch || !copy.more))
             return 0;
         if (!h->dry_run && (rc = ask(st, &state, &check, journal, h, e)))
             return rc;
         journal = check.need.undo;
         h->begun |= !copy.stage && !h->dry_run;
+        state.again = true;
         if ((rc = apply_pass(st, &state, &check, h, e)))
             return rc;
         h->repaired |= state.stage && !h->dry_run;
+        count(h, &state);
         state.epoch++;
     } while (state.more);
     return 0;

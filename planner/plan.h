@@ -47,6 +47,8 @@ struct patch {
     const void *data;
     const char *why; /* a constant text: shown by --dry-run */
     bool commit, may_unmap;
+    bool kept; /* `data` lies in args.work since the check pass: the same bytes by construction, so
+                * that nobody has to compare them */
 };
 
 struct sink {
@@ -64,6 +66,9 @@ int plan_clear(struct sink *s, u64 off, u64 len, const char *why, struct err *e)
 int plan_copy(struct sink *s, u64 off, u64 from_off, u64 len, const char *why, struct err *e);
 int plan_discard(struct sink *s, u64 off, u64 len, const char *why, struct err *e);
 int plan_barrier(struct sink *s, const char *why, struct err *e);
+/* The emit of a sink that does nothing: for planners that want to know whether a later epoch would
+ * be refused. */
+int plan_ignore(struct sink *s, const struct patch *p, struct err *e);
 
 enum preallocation { PREALLOC_OFF, PREALLOC_METADATA, PREALLOC_FALLOC, PREALLOC_FULL };
 
@@ -79,8 +84,12 @@ struct plan_state {
     bool more;  /* set by the planner: another epoch follows */
     bool undo;  /* set by the planner, before it emits: this epoch is one of P10 */
     bool stage; /* set by the planner: this epoch repairs the image first, and does nothing else */
+    bool again; /* set by plan_run(): the second pass of this epoch; what the first one left in
+                 * args.work is there */
     u64 eventual; /* set in the first epoch of several: the most that the file may come to, bytes */
-    u64 v[12];    /* the planner's own */
+    u64 done, total; /* set by the planner if that is known: how far it has come */
+    u64 clusters_copied, bytes_copied; /* counted by a rebase, from epoch to epoch */
+    u64 v[12];                         /* the planner's own */
 };
 
 struct resize_args {
@@ -102,6 +111,7 @@ struct rebase_args {
     struct image *new_backing;
     bool unsafe; /* change the reference only; both chains are NULL */
     const char *name, *format; /* what to store, NUL-terminated; "" for neither */
+    bool count;  /* emit nothing: work out what would be copied. For a dry run without scratch */
     void *work;  /* as in resize_args */
     size_t work_len;
 };
@@ -155,6 +165,8 @@ struct plan_host {
     int (*show)(struct plan_host *, u32 epoch, const struct patch *, struct err *);
     /* Called now and then while a long plan is checked, which does no I/O; NULL if nobody waits. */
     void (*alive)(struct plan_host *, u64 patches);
+    /* Told after each epoch how far a plan has come, if it says so; NULL if nobody wants to know. */
+    void (*progress)(struct plan_host *, u64 done, u64 total);
     bool dry_run;       /* change nothing: each epoch is shown, and carried out in `scratch` only */
     void *scratch;      /* memory for that, 8-aligned; NULL: the first epoch is the last shown */
     size_t scratch_len; /* where it does not suffice, the plan is shown as far as it does */
@@ -165,6 +177,7 @@ struct plan_host {
     bool begun;              /* out: an epoch that is no stage has been applied, if in part */
     bool more;               /* out, of a dry run: other epochs follow, which are not shown */
     u64 eventual;            /* out, of a dry run: plan_need.eventual */
+    u64 clusters_copied, bytes_copied; /* out, of a rebase, after an error too */
 };
 
 /* For an image that stands on a device: from here on file[0] is as long as the image needs, and can
