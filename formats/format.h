@@ -20,6 +20,8 @@ enum {
     IMAGE_SCRATCH = 7 << 20,  /* what unpack() works in; the first IMAGE_UNIT_MAX bytes of it are
                                  the caller's, to be `out` */
     FACTS_MAX = 24,
+    FACT_KEY_MAX = 32,  /* bytes, with the NUL */
+    FACT_TEXT_MAX = 64, /* likewise */
 };
 
 enum extent_kind { EXTENT_DATA, EXTENT_ZERO, EXTENT_HOLE /* see backing */, EXTENT_PACKED };
@@ -52,6 +54,7 @@ struct facts {
     unsigned cnt;
     struct fact fact[FACTS_MAX];
 };
+/* At most FACTS_MAX of them, texts of at most so many bytes: more is a bug of the format's. */
 void facts_text(struct facts *f, const char *key, const char *text);
 void facts_number(struct facts *f, const char *key, u64 number);
 void facts_bool(struct facts *f, const char *key, bool value);

@@ -46,7 +46,7 @@ int image_reopen(struct image *img, struct err *e)
 
 static struct fact *next_fact(struct facts *f, const char *key)
 {
-    assert(f->cnt < FACTS_MAX);
+    assert(f->cnt < FACTS_MAX && strlen(key) < FACT_KEY_MAX);
     f->fact[f->cnt].key = key;
     return &f->fact[f->cnt++];
 }
@@ -54,6 +54,7 @@ static struct fact *next_fact(struct facts *f, const char *key)
 void facts_text(struct facts *f, const char *key, const char *text)
 {
     struct fact *x = next_fact(f, key);
+    assert(strlen(text) < FACT_TEXT_MAX);
     x->kind = FACT_TEXT;
     x->text = text;
 }

@@ -9,7 +9,7 @@
 #include "disks.h"
 
 /* The unit of insertions into the file: 0 where there are none. That a file system knows them does
- * not mean that it can make one: insert() has the last word. */
+ * not mean that it can make one: insert_zeros() has the last word. */
 uint32_t insert_unit(int fd);
 
 /* Judges an insertion and does it. d->granted then includes it. PROTOCOL if it makes no sense,

@@ -4,6 +4,11 @@
  */
 #include "op.h"
 
+_Static_assert(sizeof((instar_InfoResult *)NULL)->facts / sizeof(instar_Fact) == FACTS_MAX &&
+                   sizeof((instar_Fact *)NULL)->key == FACT_KEY_MAX &&
+                   sizeof((instar_Fact *)NULL)->value.text == FACT_TEXT_MAX,
+               "every fact fits");
+
 static void copy_facts(const struct facts *f, instar_InfoResult *r)
 {
     r->encrypted = f->encrypted;

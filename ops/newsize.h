@@ -9,9 +9,9 @@
 
 #include "instar.pb.h"
 
-/* r->align is the host's word, not the image's. `current`: bytes, rounded up to 512 here as the
- * block layer does; the new size is not rounded. Returns instar_Code_OK and *new_size, or a code
- * and *what (a constant text; {val} is *val). */
+/* `current`: bytes, rounded up to 512 here as the block layer does. The new size is what was asked
+ * for, to the byte; with r->align, the next multiple of that. Returns instar_Code_OK and *new_size,
+ * or a code and *what (a constant text; {val} is *val). */
 instar_Code newsize(const instar_ResizeRequest *r, uint64_t current, uint64_t *new_size,
                     const char **what, uint64_t *val);
 

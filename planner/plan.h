@@ -35,7 +35,7 @@ enum patch_kind {
     PATCH_COPY,    /* `len` bytes from `from_off` of slot `from` to `off`; ranges do not overlap */
     PATCH_DISCARD, /* [off, off+len) is garbage from here on */
     PATCH_INSERT,  /* the host inserts `len` zero bytes at `off`, at once or not at all: what
-                    * followed  follows them. The first patch of its epoch, where blk.insert_unit
+                    * followed follows them. The first patch of its epoch, where blk.insert_unit
                     * allows it */
     PATCH_BARRIER, /* everything before is durable before anything after is issued */
 };
