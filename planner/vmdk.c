@@ -85,7 +85,7 @@ static int shrink(struct image *img, const struct resize_args *a, u64 to,
                   struct err *e)
 {
     struct vmdk_survey found;
-    int rc = vmdk_survey(img, a, &found, e);
+    int rc = to == img->size ? vmdk_survey_end(img, a, &found, e) : vmdk_survey(img, a, &found, e);
     if (rc)
         return rc;
     if (to == img->size && !text->cnt && !found.stale)

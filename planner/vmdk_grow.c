@@ -100,7 +100,7 @@ int vmdk_grow_prepare(struct image *img, const struct resize_args *a, u64 new_si
         img, v, a, s, {.entries = v->entries, .have = v->entries}, out, .size = img->file[0]->size};
     struct vmdk_survey found;
     u64 last = 0;
-    int rc = vmdk_survey(img, a, &found, e);
+    int rc = vmdk_survey_end(img, a, &found, e);
     if (!rc && vmdk_grains(img) % v->gtes) {
         rc = vmdk_table(img, v->gd_offset, v->entries - 1, &last, e);
         g.absent = !last;

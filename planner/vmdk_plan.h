@@ -9,7 +9,10 @@
 
 #include "plan.h"
 
-enum { VMDK_PIECE = 1 << 20 /* bytes; what the walk and the edit take of resize_args.work: two */ };
+enum {
+    VMDK_PIECE = 1 << 20, /* bytes; what the walk and the edit take of resize_args.work: two */
+    VMDK_LOOK = 8 << 20,
+};
 
 /* ---- the walk ---- */
 
@@ -41,6 +44,12 @@ struct vmdk_survey {
  * anything else. ERR_OVERLAY_CORRUPT. */
 int vmdk_survey(struct image *img, const struct resize_args *a, struct vmdk_survey *v,
                 struct err *e);
+/* The same for a change that drops nothing, in bounded time: of each directory it looks at no more
+ * than the last VMDK_LOOK bytes of tables, and behind the end of the file *v leaves room for a
+ * grain of another. All are looked at where that is not safe: bytes that are in use before the
+ * change, in the last table or grain, have to be cleared. */
+int vmdk_survey_end(struct image *img, const struct resize_args *a, struct vmdk_survey *v,
+                    struct err *e);
 /* Zeros entries from `first` on in both copies of a table, if one of them is not zero. */
 int vmdk_clear_entries(struct image *img, const struct vmdk_run *r, u64 i, u64 first,
                        struct sink *s, struct err *e);

@@ -12,6 +12,7 @@ struct survey {
     struct vmdk_survey *v;
     u64 *bits;
     u64 first, cap; /* sectors that the bits stand for */
+    u64 from;       /* the first table to look at */
 };
 
 int vmdk_run_next(struct image *img, const struct resize_args *a, u64 entries, struct vmdk_run *r,
@@ -118,7 +119,7 @@ static int survey_window(struct survey *s, struct err *e)
 {
     const struct vmdk *v = &s->img->u.vmdk;
     u64 span = vmdk_table_span(v);
-    struct vmdk_run r = {0};
+    struct vmdk_run r = {.idx = s->from};
     bool more = true;
     memset(s->bits, 0, s->cap / 8);
     int rc = mark_metadata(s, e);
@@ -134,17 +135,37 @@ static int survey_window(struct survey *s, struct err *e)
     return rc;
 }
 
-int vmdk_survey(struct image *img, const struct resize_args *a, struct vmdk_survey *v,
-                struct err *e)
+static int survey_from(struct image *img, const struct resize_args *a, u64 from,
+                       struct vmdk_survey *v, struct err *e)
 {
     u64 total = div_up(img->file[0]->size + img->unit, VMDK_SECTOR);
-    struct survey s = {img, a, v, (u64 *)((u8 *)a->work + 2 * VMDK_PIECE), 0, 0};
+    struct survey s = {.img = img, .a = a, .v = v, .from = from};
     int rc = 0;
     assert(a->work_len > 3 * VMDK_PIECE);
     *v = (struct vmdk_survey){0};
+    s.bits = (u64 *)((u8 *)a->work + 2 * VMDK_PIECE);
     s.cap = min_u64(round_up(total, 64), (a->work_len - 2 * VMDK_PIECE) / 8 * 64);
     for (; !rc && s.first < total; s.first += s.cap)
         rc = survey_window(&s, e);
+    return rc;
+}
+
+int vmdk_survey(struct image *img, const struct resize_args *a, struct vmdk_survey *v,
+                struct err *e)
+{
+    return survey_from(img, a, 0, v, e);
+}
+
+int vmdk_survey_end(struct image *img, const struct resize_args *a, struct vmdk_survey *v,
+                    struct err *e)
+{
+    u64 entries = img->u.vmdk.entries, cnt = VMDK_LOOK / vmdk_table_span(&img->u.vmdk);
+    if (entries <= cnt)
+        return survey_from(img, a, 0, v, e);
+    int rc = survey_from(img, a, entries - cnt, v, e);
+    if (!rc && (v->stale || img->size % img->unit))
+        return survey_from(img, a, 0, v, e);
+    v->used_end = max_u64(v->used_end, img->file[0]->size + img->unit);
     return rc;
 }
 

@@ -632,6 +632,13 @@ static void sixty_tib(void)
     struct extent x;
     CHECK(!vmdk_run_open(&m.blk, NULL, &img, &e) && img.size == TI(60));
     CHECK(!vmdk_format.map(&img, TI(60) - 512, 512, &x, &e) && x.kind == EXTENT_ZERO);
+    u64 length = m.length; /* 4 GiB of tables in each directory, and they are not read again */
+    m.bytes_read = m.bytes_written = m.reads = 0;
+    CHECK(!vmdk_run_mem(&m, TI(61), &e) && m.length < length + MI(160));
+    printf("  60 TiB to 61: %llu KiB read\n", (unsigned long long)m.bytes_read >> 10);
+    CHECK(m.bytes_read < MI(64) && m.bytes_written < MI(17));
+    m.bytes_read = 0;
+    CHECK(!vmdk_run_mem(&m, TI(61), &e) && m.bytes_read < MI(34));
     blk_mem_free(&m);
     vmdk_make(&m, &p, &made); /* a shrink reads what it drops */
     CHECK(!vmdk_run_mem(&m, TI(1), &e) && !vmdk_run_mem(&m, MI(70), &e));
@@ -639,6 +646,57 @@ static void sixty_tib(void)
     struct vmdk_verdict after = look(&m, MI(70));
     CHECK(after.size == v.size && after.hash == v.hash && after.text_size == v.size);
     blk_mem_free(&m);
+}
+
+/* More tables than a grow looks at. Where it clears what was in use, it looks at all of them. */
+static void many_tables(void)
+{
+    enum { FIRST, LAST, STALE, ODD, WAYS };
+    for (int way = 0; way < WAYS; way++) {
+        struct vmdk_make p = {.size = MI(200) + (way == ODD ? 512 : 0),
+                              .grain = 8,
+                              .gtes = way == STALE ? 3 : 1,
+                              .every = 99,
+                              .sectors = 1,
+                              .stale_entries = way == STALE};
+        struct vmdk_made made;
+        struct blk_mem m, copy;
+        struct err e = {0};
+        u64 tables[2];
+        u8 twice[4];
+        test_note("way %d", way);
+        vmdk_make(&m, &p, &made);
+        CHECK(made.entries > VMDK_LOOK / 512 + 99);
+        for (int c = 0; c < 2; c++)
+            tables[c] = c ? made.rgd + round_up(made.entries * 4, 512)
+                          : made.table - (made.entries - 1) * 512;
+        u64 at = round_up(m.length, KI(4)) + KI(4) - 512; /* the file ends in the first grain */
+        put_le32(twice, (u32)(at / 512));
+        blk_mem_put(&m, at, "data", 4);
+        blk_mem_truncate(&m, at + 512);
+        for (int c = 0; c < 2; c++)
+            blk_mem_put(&m, tables[c], twice, 4);
+        blk_mem_over(&copy, &m);
+        resize_checked(&copy, p.size + MI(3), KI(4));
+        resize_checked(&copy, p.size + MI(9), KI(4));
+        resize_checked(&copy, p.size / 2, KI(4));
+        resize_checked(&copy, p.size, KI(4));
+        blk_mem_free(&copy);
+        /* two grains at one place: in the first tables, or in the last */
+        u64 n = way == LAST ? (p.size / KI(4) / 99 - 1) * 99 : 0;
+        for (int c = 0; c < 2; c++) {
+            blk_mem_get(&m, tables[c] + n / p.gtes * 512 + n % p.gtes * 4, twice, 4);
+            blk_mem_put(&m, tables[c] + (n + 2) / p.gtes * 512 + (n + 2) % p.gtes * 4, twice, 4);
+            CHECK(le32(twice));
+        }
+        refused_untouched(&m, MI(3), PREALLOC_OFF, ERR_OVERLAY_CORRUPT);
+        if (way != FIRST)
+            refused_untouched(&m, p.size + MI(3), PREALLOC_OFF, ERR_OVERLAY_CORRUPT);
+        else
+            CHECK(!vmdk_run_mem(&m, p.size + MI(3), &e));
+        blk_mem_free(&m);
+    }
+    test_note("%s", "");
 }
 
 int main(void)
@@ -654,5 +712,6 @@ int main(void)
     RUN(requests);
     RUN(random_harm);
     RUN(sixty_tib);
+    RUN(many_tables);
     return test_end();
 }
