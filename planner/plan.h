@@ -165,7 +165,7 @@ struct plan_host {
     int (*show)(struct plan_host *, u32 epoch, const struct patch *, struct err *);
     /* Called now and then while a long plan is checked, which does no I/O; NULL if nobody waits. */
     void (*alive)(struct plan_host *, u64 patches);
-    /* Told after each epoch how far a plan has come, if it says so; NULL if nobody wants to know. */
+    /* Told after each epoch how far a plan has come, if it says so; NULL: nobody wants to know. */
     void (*progress)(struct plan_host *, u64 done, u64 total);
     bool dry_run;       /* change nothing: each epoch is shown, and carried out in `scratch` only */
     void *scratch;      /* memory for that, 8-aligned; NULL: the first epoch is the last shown */
