@@ -4,6 +4,9 @@
  * has them (parity B.2).
  */
 #include "qcow2_rebase.h"
+#include "qcow2_header.h"
+#include "qcow2_rebase_copy.h"
+#include "qcow2_rebuild.h"
 
 /* A data file that must be readable as a raw disk by itself holds all of it: nothing is below. */
 static int check_supported(const struct image *img, const struct rebase_args *a, struct err *e)
@@ -19,16 +22,39 @@ static int check_supported(const struct image *img, const struct rebase_args *a,
     return 0;
 }
 
+/* Would the header take what is to be stored? Then nothing is copied in vain. */
+static int check_header(struct image *img, const struct rebase_args *a, struct err *e)
+{
+    struct plan_state state = {0};
+    struct sink nowhere = {plan_ignore};
+    return qcow2_rebase_header(img, a, &state, &nowhere, e);
+}
+
+/* What a safe rebase wants to know before it changes anything. */
+static int prepare(struct image *img, const struct rebase_args *a, struct plan_state *state,
+                   struct sink *s, struct err *e)
+{
+    const struct qcow2 *q = &img->u.qcow2;
+    struct resize_args same = {.new_size = img->size, .work = a->work, .work_len = a->work_len};
+    int rc = qcow2_rebase_check(img, a, e);
+    if (rc || (rc = check_header(img, a, e)))
+        return rc;
+    if (q->incompatible & QCOW2_INCOMPAT_DIRTY) {
+        rc = qcow2_header_autoclear(img, s, e);
+        return rc ? rc : qcow2_plan_rebuild(img, &same, state, s, e);
+    }
+    return 0;
+}
+
 int qcow2_rebase(struct image *img, const struct rebase_args *a, struct plan_state *state,
                  struct sink *s, struct err *e)
 {
+    bool done = a->unsafe;
     int rc = check_supported(img, a, e);
-    if (rc)
+    if (!rc && !done && !qcow2_rebase_goes_on(state) &&
+        ((rc = prepare(img, a, state, s, e)) || state->stage))
         return rc;
-    if (!a->unsafe)
-        return FAIL(e, ERR_UNSUPPORTED_FEATURE,
-                    "Only unsafe mode (-u) is supported as yet: it changes the reference, and what "
-                    "the disk shows with it",
-                    0, 0);
-    return qcow2_rebase_header(img, a, state, s, e);
+    if (!rc && !done)
+        rc = qcow2_rebase_copy(img, a, state, s, &done, e);
+    return rc || !done ? rc : qcow2_rebase_header(img, a, state, s, e);
 }

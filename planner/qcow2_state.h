@@ -12,6 +12,7 @@ enum qcow2_phase {
     PHASE_FILL,    /* grow: the tables reach the new end; the new area is being mapped */
     PHASE_STREAM,  /* shrink: the size is set; what lay past it is being freed */
     PHASE_BLOCKS,  /* shrink: all of that is free; empty refcount blocks go */
+    PHASE_COPY,    /* rebase: what differs between the chains is being copied */
 };
 
 enum {
@@ -27,6 +28,8 @@ enum {
     V_L1_IDX,
     V_L2_IDX,
     V_TABLES, /* L2 tables listed so far */
+    /* PHASE_COPY; V_VOFF as above */
+    V_LAST_CLUSTER = V_VOFF + 1, /* that was counted */
 };
 
 #endif
