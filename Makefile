@@ -9,7 +9,7 @@ FORMATS  := err blk table formats crc32c raw qcow2 qcow2_map qcow2_walk qcow2_bi
             vhdx vhdx_log vhdx_map vmdk vmdk_descriptor
 PLANNERS := plan check apply undo scratch copy raw qcow2 qcow2_grow qcow2_shrink qcow2_fill qcow2_tail \
             qcow2_alloc qcow2_drop qcow2_refcount qcow2_header qcow2_data qcow2_rebuild qcow2_bitmaps \
-            qcow2_rebase qcow2_rebase_header qcow2_rebase_copy rebase_scan qcow2_end vhd vhd_size vhd_footer vhd_blocks vhd_grow vhd_shrink vhd_fixed \
+            qcow2_rebase qcow2_rebase_header qcow2_rebase_copy qcow2_census rebase_scan qcow2_end vhd vhd_size vhd_footer vhd_blocks vhd_grow vhd_shrink vhd_fixed \
             vhdx vhdx_survey vhdx_header vhdx_log vhdx_bat vhdx_commit vhdx_grow vhdx_shrink \
             vmdk vmdk_survey vmdk_text vmdk_grow vmdk_shrink
 KERNEL   := start memory trap serial virtio virtio_mmio virtio_pci virtio_blk lib

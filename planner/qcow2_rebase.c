@@ -4,6 +4,7 @@
  * has them (parity B.2).
  */
 #include "qcow2_rebase.h"
+#include "qcow2_census.h"
 #include "qcow2_header.h"
 #include "qcow2_rebase_copy.h"
 #include "qcow2_rebuild.h"
@@ -43,7 +44,7 @@ static int prepare(struct image *img, const struct rebase_args *a, struct plan_s
         rc = qcow2_header_autoclear(img, s, e);
         return rc ? rc : qcow2_plan_rebuild(img, &same, state, s, e);
     }
-    return 0;
+    return state->again ? 0 : qcow2_census_check(img, a->work, a->work_len, e);
 }
 
 int qcow2_rebase(struct image *img, const struct rebase_args *a, struct plan_state *state,
