@@ -336,7 +336,7 @@ static int vmdk_map(struct image *img, u64 voff, u64 max, struct extent *x, stru
     const u8 *p;
     max = min_u64(max, img->size - voff);
     *x = (struct extent){EXTENT_ZERO, voff, img->unit - in, 0, 0, 0};
-    if (v->text.parent_cid != VMDK_NO_PARENT)
+    if (vmdk_has_parent(v))
         x->kind = EXTENT_HOLE;
     int rc = vmdk_table(img, v->gd_offset, grain / v->gtes, &table, e);
     if (rc)

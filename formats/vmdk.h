@@ -60,6 +60,12 @@ struct vmdk {
     struct vmdk_descriptor text;
 };
 
+/* Does what the image does not hold show a parent? One that is no VMDK has no CID, but a name. */
+static inline bool vmdk_has_parent(const struct vmdk *v)
+{
+    return v->text.parent_cid != VMDK_NO_PARENT || v->text.hint.len;
+}
+
 struct image;
 struct extent;
 /* The format's unpack(), where vmdk_unpack.c is linked; see format.h. */

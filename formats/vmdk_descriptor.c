@@ -5,12 +5,13 @@
  */
 #include "vmdk_descriptor.h"
 
-enum { LINE_MAX = 1024 };
+enum { LINE_MAX = 4608 };
 
 struct line {
     const u8 *p;
-    u32 len; /* without its end */
-    u32 off; /* in the text */
+    u32 len;   /* without its end */
+    u32 off;   /* in the text */
+    u32 whole; /* bytes with its end; 0: it is longer than LINE_MAX */
 };
 
 static bool is_blank(u8 c)
@@ -44,7 +45,7 @@ static bool value_of(const struct line *l, const char *key, struct line *v)
         end--;
     if (end > i + 1 && l->p[i] == '"' && l->p[end - 1] == '"')
         i++, end--;
-    *v = (struct line){l->p + i, end - i, l->off + i};
+    *v = (struct line){l->p + i, end - i, l->off + i, 0};
     return true;
 }
 
@@ -73,12 +74,14 @@ static bool decimal(const struct line *l, u32 i, struct vmdk_number *n)
     return n->len > 0;
 }
 
-static int hex_line(const struct line *l, const char *key, bool *has, u32 *val, struct err *e)
+static int hex_line(const struct line *l, const char *key, bool *has, u32 *val,
+                    struct vmdk_span *at, struct err *e)
 {
     struct line v;
     u32 sum = 0;
     if (*has || !value_of(l, key, &v))
         return 0;
+    *at = (struct vmdk_span){v.off, v.len};
     for (u32 i = 0; i < v.len; i++) {
         u8 c = v.p[i] | 0x20;
         bool digit = c >= '0' && c <= '9' && v.p[i] == c;
@@ -99,11 +102,28 @@ static int number_line(const struct line *l, const char *key, struct vmdk_number
     return decimal(&v, 0, n) && n->len == v.len ? 0 : bad_line(l, e);
 }
 
-static void text_line(const struct line *l, const char *key, char *to, size_t cap)
+static int hint_line(const struct line *l, struct vmdk_descriptor *d, struct err *e)
 {
     struct line v;
-    if (!to[0] && value_of(l, key, &v))
-        copy_text(to, cap, v.p, v.len);
+    if (!value_of(l, "parentFileNameHint", &v))
+        return 0;
+    if (!l->whole)
+        return bad_line(l, e);
+    if (d->hints++)
+        return 0;
+    copy_text(d->parent_hint, sizeof d->parent_hint, v.p, v.len);
+    d->hint = (struct vmdk_span){v.off, v.len};
+    d->hint_line = (struct vmdk_span){l->off, l->whole};
+    return 0;
+}
+
+static void type_line(const struct line *l, struct vmdk_descriptor *d)
+{
+    struct line v;
+    if (d->type_line.len || !value_of(l, "createType", &v))
+        return;
+    copy_text(d->create_type, sizeof d->create_type, v.p, v.len);
+    d->type_line = (struct vmdk_span){l->off, l->whole};
 }
 
 /* ACCESS SECTORS TYPE "name" [offset] */
@@ -136,15 +156,16 @@ static int extent_line(const struct line *l, struct vmdk_descriptor *d, struct e
 
 static int read_line(const struct line *l, struct vmdk_descriptor *d, struct err *e)
 {
+    struct vmdk_span at;
     int rc;
-    if ((rc = hex_line(l, "CID", &d->has_cid, &d->cid, e)) ||
-        (rc = hex_line(l, "parentCID", &d->has_parent_cid, &d->parent_cid, e)) ||
+    if ((rc = hex_line(l, "CID", &d->has_cid, &d->cid, &at, e)) ||
+        (rc = hex_line(l, "parentCID", &d->has_parent_cid, &d->parent_cid, &d->parent_cid_at, e)) ||
+        (rc = hint_line(l, d, e)) ||
         (rc = number_line(l, "ddb.geometry.cylinders", &d->cylinders, e)) ||
         (rc = number_line(l, "ddb.geometry.heads", &d->heads, e)) ||
         (rc = number_line(l, "ddb.geometry.sectors", &d->track, e)))
         return rc;
-    text_line(l, "createType", d->create_type, sizeof d->create_type);
-    text_line(l, "parentFileNameHint", d->parent_hint, sizeof d->parent_hint);
+    type_line(l, d);
     return extent_line(l, d, e);
 }
 
@@ -162,7 +183,11 @@ int vmdk_descriptor_read(struct blk *b, struct window *win, u64 off, u32 slot,
             return rc;
         while (len < n && p[len] && p[len] != '\n')
             len++;
-        struct line l = {p, len, d->text_len};
+        struct line l = {p, len, d->text_len, len};
+        if (len < n)
+            l.whole += p[len] == '\n';
+        else if (d->text_len + n < slot)
+            l.whole = 0;
         if (fresh && (rc = read_line(&l, d, e)))
             return rc;
         more = len == n || p[len];
@@ -180,7 +205,7 @@ bool vmdk_descriptor_probe(const u8 *text, u32 len)
     for (u32 at = 0, end; at < len; at = end + 1) {
         for (end = at; end < len && text[end] != '\n'; end++)
             ;
-        struct line l = {text + at, end - at, at}, v;
+        struct line l = {text + at, end - at, at, end - at}, v;
         u32 i = skip_blanks(&l, 0);
         if (i == l.len || l.p[i] == '#')
             continue;

@@ -12,6 +12,11 @@
 enum { VMDK_TEXT_MAX = 1 << 20, VMDK_PROBE_MAX = 2048 /* bytes, as in qemu */ };
 #define VMDK_NO_PARENT 0xffffffffu
 
+/* Bytes of the text; len 0: there are none. */
+struct vmdk_span {
+    u32 off, len;
+};
+
 /* Decimal digits at `off` of the text; len 0: there are none. */
 struct vmdk_number {
     u32 off, len;
@@ -27,6 +32,10 @@ struct vmdk_descriptor {
     struct vmdk_number cylinders, heads, track; /* ddb.geometry: heads; sectors of a track */
     char create_type[32], extent_type[16];      /* NUL-terminated, cut if longer; "" if none */
     char extent_name[64], parent_hint[64];
+    struct vmdk_span parent_cid_at;        /* the digits */
+    struct vmdk_span hint;                 /* all of the parent's name, without its quotes */
+    struct vmdk_span hint_line, type_line; /* with their ends */
+    u32 hints;                             /* lines that name a parent: the first one counts */
 };
 
 /* The text in [off, off + slot) of `b`, slot <= VMDK_TEXT_MAX. The first line that says something

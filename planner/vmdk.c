@@ -27,7 +27,7 @@ static int check_supported(const struct image *img, const struct resize_args *a,
                     "A streamOptimized image cannot be resized; qemu-img convert makes a "
                     "monolithicSparse one of it",
                     VMH_FLAGS, v->flags);
-    if (v->text.parent_cid != VMDK_NO_PARENT)
+    if (vmdk_has_parent(v))
         return FAIL(e, ERR_UNSUPPORTED_SUBFORMAT,
                     "The image has a parent, whose size it must have: it cannot be resized",
                     v->descriptor_offset, v->text.parent_cid);
@@ -118,7 +118,7 @@ static int vmdk_resize(struct image *img, const struct resize_args *a, struct pl
     struct vmdk_edit text;
     if (state->v[V_PHASE] == START && to == img->size &&
         (v->flags & ~(u32)VMDK_FLAGS || v->flags & VMDK_COMPRESSED ||
-         v->text.parent_cid != VMDK_NO_PARENT))
+         vmdk_has_parent(v)))
         return plan_barrier(s, "the disk has that size", e);
     int rc = check_supported(img, a, to, e);
     if (rc || (rc = vmdk_edit_init(img, to / VMDK_SECTOR, &text, e)))
@@ -140,4 +140,5 @@ static int vmdk_resize(struct image *img, const struct resize_args *a, struct pl
 }
 
 const struct planner vmdk_planner = {
-    .format = &vmdk_format, .fit = vmdk_fit_size, .mends = true, .resize = vmdk_resize};
+    .format = &vmdk_format, .fit = vmdk_fit_size, .mends = true, .resize = vmdk_resize,
+    .rebase = vmdk_rebase};

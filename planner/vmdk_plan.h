@@ -56,25 +56,47 @@ int vmdk_clear_entries(struct image *img, const struct vmdk_run *r, u64 i, u64 f
 
 /* ---- the descriptor ---- */
 
-struct vmdk_edit {
-    unsigned cnt; /* of numbers that change */
-    struct {
-        u32 off, old_len, len;
-        char digits[20];
-    } part[2];   /* in the order of the text */
-    u32 new_len; /* of the text */
-    u32 to;      /* where what changes ends; it begins with part[0] */
-    bool shifts; /* what follows a number moves */
-    bool whole;  /* all of it lies in one sector */
-    bool safe;   /* whatever sectors of it reach the disk, the text can be read */
+/* Bytes of the text give way to others; the two lengths may be 0. */
+struct vmdk_part {
+    u32 off, old_len, len;
+    const char *text; /* digits of the edit, or the caller's; stays until the edit is emitted */
 };
 
-/* What must change for a disk of `capacity` sectors: its extent's line, the geometry's cylinders.
- * ERR_DESCRIPTOR_TOO_LARGE: the text would not fit any more. */
+struct vmdk_edit { /* not to be copied: parts point into it */
+    unsigned cnt;
+    struct vmdk_part part[2]; /* in the order of the text */
+    char digits[2][20];
+    u32 new_len; /* of the text */
+    u32 to;      /* where what changes ends; it begins with part[0] */
+    bool shifts; /* what follows a part moves */
+    bool whole;  /* all of it lies in one sector */
+    bool safe;   /* whatever sectors of it reach the disk, the text can be read */
+    bool commit; /* it is what the plan commits with: in one patch, whatever that takes */
+    const char *why;
+};
+
+/* An edit is begun, gets its parts, and is ended. ERR_DESCRIPTOR_TOO_LARGE: the text would not fit
+ * any more. */
+void vmdk_edit_begin(const struct image *img, const char *why, struct vmdk_edit *d);
+void vmdk_edit_put(struct vmdk_edit *d, u32 off, u32 old_len, const char *text, u32 len);
+int vmdk_edit_end(const struct image *img, struct vmdk_edit *d, struct err *e);
+/* All of that: what must change for a disk of `capacity` sectors, which is its extent's line, and
+ * the geometry's cylinders. */
 int vmdk_edit_init(const struct image *img, u64 capacity, struct vmdk_edit *d, struct err *e);
 /* The patches, and a barrier; nothing if nothing changes. */
 int vmdk_edit_emit(const struct image *img, const struct vmdk_edit *d, const struct resize_args *a,
                    struct sink *s, struct err *e);
+
+/* ---- rebasing ---- */
+
+enum {
+    VMDK_NAME_MAX = 1023,
+    VMDK_TEXT_WORK = 2 * VMDK_PIECE + 4096, /* bytes of rebase_args.work */
+};
+
+/* planner.rebase. */
+int vmdk_rebase(struct image *img, const struct rebase_args *a, struct plan_state *state,
+                struct sink *s, struct err *e);
 
 /* ---- growing ---- */
 
