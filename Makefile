@@ -11,7 +11,7 @@ PLANNERS := plan check apply undo scratch copy raw qcow2 qcow2_grow qcow2_shrink
             qcow2_alloc qcow2_drop qcow2_refcount qcow2_header qcow2_data qcow2_rebuild qcow2_bitmaps \
             qcow2_rebase qcow2_rebase_header qcow2_rebase_copy qcow2_census rebase_scan qcow2_end vhd vhd_size vhd_footer vhd_blocks vhd_grow vhd_shrink vhd_fixed \
             vhdx vhdx_survey vhdx_header vhdx_log vhdx_bat vhdx_commit vhdx_grow vhdx_shrink \
-            vmdk vmdk_survey vmdk_text vmdk_grow vmdk_shrink vmdk_rebase
+             vmdk vmdk_survey vmdk_text vmdk_grow vmdk_child vmdk_shrink vmdk_rebase
 KERNEL   := start memory trap serial virtio virtio_mmio virtio_pci virtio_blk lib
 OPSBASE  := main disks report newsize images planhost
 LAUNCHER := main chain policy commands options size err codes text json paths disks locks growth insert undo recover request raw \
@@ -105,11 +105,15 @@ NO_LEGACY := $(foreach v,05 06 07,$(foreach f,ZBUFFv$(v)_createDCtx ZBUFFv$(v)_f
         ZSTDv$(v)_freeDCtx ZSTDv$(v)_decompress_usingDict ZSTDv$(v)_findFrameSizeInfoLegacy \
         ZSTDv$(v)_getFrameParams,-Wl,--defsym=$(f)=qcow2_zstd_legacy))
 
+# Of every planner, an image holds what its operation calls: planner/members.h.
+$(B)/guest/resize.elf: LEFT_OUT := qcow2_rebase vmdk_rebase
+$(B)/guest/rebase.elf: LEFT_OUT := raw_resize qcow2_resize vhd_resize vhdx_resize vmdk_resize
+
 # build/guest/<op>.elf holds the symbols for gdb; images/<op>.elf is what boots.
 $(DECODING:%=$(B)/guest/%.elf): DECODER := $(UNPACK_O) $(NO_LEGACY) -lz -lzstd
 $(DECODING:%=$(B)/guest/%.elf): $(UNPACK_O)
 $(B)/guest/%.elf: $(B)/guest/ops/%.o $(GUEST_O) kernel/kernel.lds
-	$(CC) $(GUEST_LDFLAGS) -o $@ $(KERNEL_O) $< $(filter-out $(KERNEL_O),$(GUEST_O)) $(DECODER) $(NANOPB)
+	$(CC) $(GUEST_LDFLAGS) -o $@ $(KERNEL_O) $< $(filter-out $(KERNEL_O),$(GUEST_O)) $(DECODER) $(NANOPB) $(LEFT_OUT:%=-Wl,--defsym=%=0)
 images/%.elf: $(B)/guest/%.elf
 	objcopy --strip-all $< $@
 

@@ -365,11 +365,22 @@ static int vmdk_map(struct image *img, u64 voff, u64 max, struct extent *x, stru
     return rc;
 }
 
+/* The parent's name, all of it; descriptors have lines of less than 1024 bytes. */
+static int parent_name(struct image *img, struct facts *f, struct err *e)
+{
+    const struct vmdk *v = &img->u.vmdk;
+    if (v->text.parent_cid == VMDK_NO_PARENT)
+        return 0;
+    f->backing_len = (u32)min_u64(v->text.hint.len, sizeof f->backing - 1);
+    return blk_read(img->file[0], v->descriptor_offset + v->text.hint.off, f->backing,
+                    f->backing_len, e);
+}
+
 static int vmdk_facts(struct image *img, struct facts *f, struct err *e)
 {
     const struct vmdk *v = &img->u.vmdk;
     const struct vmdk_descriptor *d = &v->text;
-    (void)e;
+    int rc = parent_name(img, f, e);
     f->dirty = v->unclean || d->sectors.val != v->capacity;
     facts_text(f, "create type", d->create_type);
     facts_number(f, "version", v->version);
@@ -384,7 +395,7 @@ static int vmdk_facts(struct image *img, struct facts *f, struct err *e)
     facts_number(f, "grain size", img->unit);
     facts_bool(f, "redundant grain directory", v->rgd_offset != 0);
     facts_bool(f, "zeroed grains", (v->flags & VMDK_ZEROED_GRAINS) != 0);
-    return 0;
+    return rc;
 }
 
 #pragma weak vmdk_unpack

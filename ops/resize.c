@@ -16,12 +16,13 @@ static void set_action(instar_ResizeResult *r)
 }
 
 /* A resize works on the image's data file, too. Growing an overlay depends on how long its backing
- * file is, and, if the disk ends inside a cluster, on what the chain shows there. */
+ * file is, and, if the disk ends inside a cluster, on what the chain shows there; with some formats
+ * on what it shows past the end, too. */
 static int open_chain(struct images *all, bool grow, instar_Outcome *out, struct err *e)
 {
     struct image *img = &all->img[0];
     unsigned wanted = grow ? FOLLOW_DATA | FOLLOW_BACKING : FOLLOW_DATA;
-    bool content = img->unit && img->size % img->unit;
+    bool content = (img->unit && img->size % img->unit) || plan_chain(img);
     return content ? images_follow_chain(all, img, wanted, out, e)
                    : images_follow(all, img, wanted, out, e);
 }

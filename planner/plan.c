@@ -278,6 +278,12 @@ u64 plan_fit(const struct image *img, u64 new_size)
     return p && p->fit ? p->fit(img, new_size) : new_size;
 }
 
+bool plan_chain(const struct image *img)
+{
+    const struct planner *p = find_planner(img->format);
+    return p && p->chain;
+}
+
 bool plan_mends(const struct image *img)
 {
     const struct planner *p = find_planner(img->format);

@@ -124,6 +124,7 @@ struct planner {
      * limit is passed. Never on the other side of img->size. NULL: any. */
     u64 (*fit)(const struct image *img, u64 new_size);
     const char *warning; /* what a resize does besides, for the user to know; NULL: nothing */
+    bool chain; /* a grow depends on what all images below show, not on the next one's size alone */
     bool mends; /* a resize to img->size is planned too: it mends what an interrupted one left */
     int (*resize)(struct image *, const struct resize_args *, struct plan_state *, struct sink *,
                   struct err *);
@@ -184,8 +185,9 @@ struct plan_host {
  * grow within the device. What it gains is zeroed when a plan asks for it. An image whose end
  * cannot be told keeps the whole device. */
 void plan_on_device(struct image *img);
-/* See planner.fit and planner.mends. */
+/* See planner.fit, planner.chain and planner.mends. */
 u64 plan_fit(const struct image *img, u64 new_size);
+bool plan_chain(const struct image *img);
 bool plan_mends(const struct image *img);
 /* See planner.warning; "" if there is none. */
 const char *plan_warning(const struct image *img);

@@ -5,6 +5,7 @@
  * a shrink behind it, and what a killed run leaves there is mended by the next. A descriptor whose
  * text moves across sectors is an epoch of its own, under the undo journal (P10).
  */
+#include "members.h"
 #include "vmdk_plan.h"
 
 /* struct plan_state.v */
@@ -27,10 +28,6 @@ static int check_supported(const struct image *img, const struct resize_args *a,
                     "A streamOptimized image cannot be resized; qemu-img convert makes a "
                     "monolithicSparse one of it",
                     VMH_FLAGS, v->flags);
-    if (vmdk_has_parent(v))
-        return FAIL(e, ERR_UNSUPPORTED_SUBFORMAT,
-                    "The image has a parent, whose size it must have: it cannot be resized",
-                    v->descriptor_offset, v->text.parent_cid);
     if (v->flags & ~(u32)VMDK_FLAGS)
         return FAIL(e, ERR_UNSUPPORTED_FEATURE, "Unknown flags in the header ({val:x})", VMH_FLAGS,
                     v->flags);
@@ -110,15 +107,14 @@ static int text_epoch(struct image *img, const struct resize_args *a, const stru
     return vmdk_edit_emit(img, text, a, s, e);
 }
 
-static int vmdk_resize(struct image *img, const struct resize_args *a, struct plan_state *state,
-                       struct sink *s, struct err *e)
+int vmdk_resize(struct image *img, const struct resize_args *a, struct plan_state *state,
+                struct sink *s, struct err *e)
 {
     const struct vmdk *v = &img->u.vmdk;
     u64 to = vmdk_fit_size(img, a->new_size);
     struct vmdk_edit text;
     if (state->v[V_PHASE] == START && to == img->size &&
-        (v->flags & ~(u32)VMDK_FLAGS || v->flags & VMDK_COMPRESSED ||
-         vmdk_has_parent(v)))
+        (v->flags & ~(u32)VMDK_FLAGS || v->flags & VMDK_COMPRESSED))
         return plan_barrier(s, "the disk has that size", e);
     int rc = check_supported(img, a, to, e);
     if (rc || (rc = vmdk_edit_init(img, to / VMDK_SECTOR, &text, e)))
@@ -140,5 +136,5 @@ static int vmdk_resize(struct image *img, const struct resize_args *a, struct pl
 }
 
 const struct planner vmdk_planner = {
-    .format = &vmdk_format, .fit = vmdk_fit_size, .mends = true, .resize = vmdk_resize,
-    .rebase = vmdk_rebase};
+    .format = &vmdk_format, .fit = vmdk_fit_size, .mends = true, .chain = true,
+    .resize = vmdk_resize,   .rebase = vmdk_rebase};

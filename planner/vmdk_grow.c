@@ -34,6 +34,7 @@ struct grow {
     struct vmdk_grow_in in;
     struct vmdk_grow *g;
     u64 size;    /* of the file, as it was */
+    u64 hide;    /* grains past the old end and up to this one are zeroed ones; 0: none */
     bool absent; /* the disk ends inside what a table should serve that is not there */
 };
 
@@ -56,6 +57,37 @@ static int fill_directory(const struct grow *g, int c, struct err *e)
     return rc;
 }
 
+/* New tables of directory c, as far as they are not all zero. */
+static int fill_tables(const struct grow *g, int c, struct err *e)
+{
+    u64 grains = vmdk_grains(g->img), max = VMDK_PIECE / g->in.span;
+    u64 end = min_u64(g->in.want, div_up(g->hide, g->v->gtes));
+    u8 *buf = g->a->work;
+    int rc = 0;
+    for (u64 idx = g->in.have, n; !rc && idx < end; idx += n) {
+        n = min_u64(end - idx, max);
+        vmdk_zeroed_tables(g->v, idx, n, grains, g->hide, buf);
+        rc = plan_write(g->s, g->g->tables[c] + (idx - g->in.have) * g->in.span, buf,
+                        n * g->in.span, "zeroed grains, which hide the parent's", e);
+    }
+    return rc;
+}
+
+/* The rest of the last table, from entry `first` on. */
+static int end_table(const struct grow *g, const struct vmdk_run *r, u64 first, struct err *e)
+{
+    u8 *buf = g->a->work;
+    u64 at = first * 4;
+    int rc = 0;
+    if (g->hide <= vmdk_grains(g->img))
+        return vmdk_clear_entries(g->img, r, 0, first, g->s, e);
+    vmdk_zeroed_tables(g->v, r->idx, 1, vmdk_grains(g->img), g->hide, buf);
+    for (int c = 0; !rc && c <= (int)g->in.redundant; c++)
+        rc = plan_write(g->s, r->off[c] + at, buf + at, g->v->gtes * 4ull - at,
+                        "zeroed grains, which hide the parent's", e);
+    return rc;
+}
+
 /* What is past the old end, in its last table and its last grain. */
 static int clear_rest(const struct grow *g, struct err *e)
 {
@@ -66,7 +98,7 @@ static int clear_rest(const struct grow *g, struct err *e)
     bool more;
     int rc = 0;
     if (in && !g->absent && !(rc = vmdk_run_next(img, g->a, g->in.entries, &r, &more, e)))
-        rc = vmdk_clear_entries(img, &r, 0, in, g->s, e);
+        rc = end_table(g, &r, in, e);
     if (rc || img->size % img->unit == 0 || (rc = vmdk_format.map(img, img->size - 1, 1, &x, e)) ||
         x.kind != EXTENT_DATA)
         return rc;
@@ -100,7 +132,9 @@ int vmdk_grow_prepare(struct image *img, const struct resize_args *a, u64 new_si
         img, v, a, s, {.entries = v->entries, .have = v->entries}, out, .size = img->file[0]->size};
     struct vmdk_survey found;
     u64 last = 0;
-    int rc = vmdk_survey_end(img, a, &found, e);
+    int rc = vmdk_child_hides(img, new_size, &g.hide, e);
+    if (!rc)
+        rc = vmdk_survey_end(img, a, &found, e);
     if (!rc && vmdk_grains(img) % v->gtes) {
         rc = vmdk_table(img, v->gd_offset, v->entries - 1, &last, e);
         g.absent = !last;
@@ -122,6 +156,7 @@ int vmdk_grow_prepare(struct image *img, const struct resize_args *a, u64 new_si
         return rc;
     rc = clear_rest(&g, e);
     for (int c = g.in.redundant; !rc && out->length && c >= 0; c--)
-        rc = fill_directory(&g, c, e);
+        if (!(rc = fill_tables(&g, c, e)))
+            rc = fill_directory(&g, c, e);
     return rc ? rc : plan_barrier(s, "the grain tables are in place", e);
 }

@@ -53,6 +53,9 @@ int vmdk_survey_end(struct image *img, const struct resize_args *a, struct vmdk_
 /* Zeros entries from `first` on in both copies of a table, if one of them is not zero. */
 int vmdk_clear_entries(struct image *img, const struct vmdk_run *r, u64 i, u64 first,
                        struct sink *s, struct err *e);
+/* The entries of cnt tables, from table idx on, as they are when nothing but the grains from `from`
+ * up to `to` is there, and those are zeroed ones. */
+void vmdk_zeroed_tables(const struct vmdk *v, u64 idx, u64 cnt, u64 from, u64 to, u8 *buf);
 
 /* ---- the descriptor ---- */
 
@@ -122,6 +125,11 @@ struct vmdk_grow vmdk_grow_query(const struct vmdk_grow_in *in);
 /* All that precedes the descriptor, and its barrier; *g says where the directories are then. */
 int vmdk_grow_prepare(struct image *img, const struct resize_args *a, u64 new_size,
                       struct vmdk_grow *g, struct sink *s, struct err *e);
+/* A grow to new_size: which grains must be zeroed ones, so that a parent's data is not seen: from
+ * the first past the disk's old end up to *grains, exclusively; 0: none.
+ * ERR_UNSUPPORTED_SUBFORMAT: the image has no way to say so. ERR_OVERLAY_CORRUPT: what it stands on
+ * is not its parent. */
+int vmdk_child_hides(struct image *img, u64 new_size, u64 *grains, struct err *e);
 /* After a shrink's commit: what the disk had before is dropped. old: its entries, its grains. */
 int vmdk_shrink_clean(struct image *img, const struct resize_args *a, u64 old_entries,
                       u64 old_grains, struct sink *s, struct err *e);

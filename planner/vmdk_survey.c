@@ -169,6 +169,16 @@ int vmdk_survey_end(struct image *img, const struct resize_args *a, struct vmdk_
     return rc;
 }
 
+void vmdk_zeroed_tables(const struct vmdk *v, u64 idx, u64 cnt, u64 from, u64 to, u8 *buf)
+{
+    u64 span = vmdk_table_span(v);
+    memset(buf, 0, cnt * span);
+    for (u64 i = 0; i < cnt; i++, buf += span)
+        for (u64 k = 0, n = (idx + i) * v->gtes; k < v->gtes && n < to; k++, n++)
+            if (n >= from)
+                put_le32(buf + k * 4, VMDK_ZEROED);
+}
+
 int vmdk_clear_entries(struct image *img, const struct vmdk_run *r, u64 i, u64 first,
                        struct sink *s, struct err *e)
 {

@@ -112,7 +112,11 @@ static void facts_say(void)
     CHECK_STR(fact(&f, "parent file name hint")->text, "parent.vmdk");
     CHECK_STR(fact(&f, "extent type")->text, "SPARSE");
     CHECK(fact(&f, "extents")->number == 1 && fact(&f, "grain size")->number == 65536);
-    CHECK(!f.dirty && !f.backing_len);
+    CHECK(!f.dirty && f.backing_len == 11);
+    CHECK_STR(f.backing, "parent.vmdk");
+    vmdk_make_text(&m, "parentCID=87654321", "parentCID=FFFFFFFF"); /* a hint of no consequence */
+    f = (struct facts){0};
+    CHECK(!open_as(&m, NULL, &img, &e) && !vmdk_format.facts(&img, &f, &e) && !f.backing_len);
     blk_mem_put(&m, VMH_UNCLEAN_SHUTDOWN, "\1", 1);
     f = (struct facts){0};
     CHECK(!open_as(&m, NULL, &img, &e) && !vmdk_format.facts(&img, &f, &e) && f.dirty);

@@ -271,14 +271,6 @@ def test_other_kinds(tmp_path, kind):
         assert facts["create-type"] == kind
 
 
-def test_a_child(tmp_path):
-    create_vmdk(tmp_path / "parent.vmdk", 20 * MI)
-    child = tmp_path / "a.vmdk"
-    qemu_img("create", "-q", "-f", "vmdk", "-F", "vmdk", "-b", tmp_path / "parent.vmdk", child)
-    for args in (["30M"], ["--shrink", "10M"]):
-        assert "parent" in refused(child, "UNSUPPORTED_SUBFORMAT", *args[:-1], child, args[-1])
-
-
 # ---- refusals ----
 
 # name: (offset, format, value) in the header, or (old, new) in the descriptor; code

@@ -567,12 +567,6 @@ static void requests(void)
     blk_mem_put(&m, VMH_FLAGS, flags, 4);
     refused_untouched(&m, MI(9), PREALLOC_OFF, ERR_UNSUPPORTED_FEATURE);
     blk_mem_free(&m);
-    p.child = true;
-    vmdk_make(&m, &p, &made);
-    refused_untouched(&m, MI(9), PREALLOC_OFF, ERR_UNSUPPORTED_SUBFORMAT);
-    refused_untouched(&m, MI(2), PREALLOC_OFF, ERR_UNSUPPORTED_SUBFORMAT);
-    refused_untouched(&m, MI(5), PREALLOC_OFF, OK);
-    blk_mem_free(&m);
     p = (struct vmdk_make){.size = MI(5)}; /* a stream */
     vmdk_make(&m, &p, &made);
     vmdk_make_text(&m, "monolithicSparse", "streamOptimized");

@@ -34,8 +34,8 @@ int vmdk_run_open(struct blk *b, const char *name, struct image *img, struct err
     return image_open(img, b, name, image_mem, e);
 }
 
-int vmdk_run(struct blk *b, u64 new_size, enum preallocation preallocation,
-             struct vmdk_run_out *out, struct err *e)
+static int run_over(struct blk *b, struct image *parent, u64 new_size,
+                    enum preallocation preallocation, struct vmdk_run_out *out, struct err *e)
 {
     static u8 copy_mem[4 * BLK_IO_MAX] __attribute__((aligned(4096)));
     static u8 work[PLAN_WORK] __attribute__((aligned(4096)));
@@ -49,10 +49,23 @@ int vmdk_run(struct blk *b, u64 new_size, enum preallocation preallocation,
     *out = (struct vmdk_run_out){0};
     into = out;
     int rc = vmdk_run_open(b, "vmdk", &img, e);
+    img.backing = parent;
     if (!rc)
         rc = plan_resize(&img, &a, &h, e);
     out->length = h.length[0];
     return rc;
+}
+
+int vmdk_run(struct blk *b, u64 new_size, enum preallocation preallocation,
+             struct vmdk_run_out *out, struct err *e)
+{
+    return run_over(b, NULL, new_size, preallocation, out, e);
+}
+
+int vmdk_run_child(struct blk *b, struct image *parent, u64 new_size, struct vmdk_run_out *out,
+                   struct err *e)
+{
+    return run_over(b, parent, new_size, PREALLOC_OFF, out, e);
 }
 
 int vmdk_run_mem(struct blk_mem *m, u64 new_size, struct err *e)

@@ -17,6 +17,9 @@ struct vmdk_run_out {
 /* 0 or the error's code. Every need is granted. */
 int vmdk_run(struct blk *b, u64 new_size, enum preallocation preallocation,
              struct vmdk_run_out *out, struct err *e);
+/* The same for a child: its parent is open. */
+int vmdk_run_child(struct blk *b, struct image *parent, u64 new_size, struct vmdk_run_out *out,
+                   struct err *e);
 /* The same over a memory disk, which then gets that length. */
 int vmdk_run_mem(struct blk_mem *m, u64 new_size, struct err *e);
 /* Opens as `name` (NULL: probed) into memory that the next call uses again. */
