@@ -3,6 +3,7 @@
  * qcow2: which images can be changed at all, and the plan that serves a request. Messages are
  * qemu-img's where it has them (parity A.6).
  */
+#include "members.h"
 #include "qcow2_bitmaps.h"
 #include "qcow2_data.h"
 #include "qcow2_end.h"
@@ -44,8 +45,8 @@ static int resize_disk(struct image *img, const struct resize_args *a, struct pl
 }
 
 /* In this order: refcounts are rebuilt, bitmaps get their new size, the disk gets its own. */
-static int qcow2_resize(struct image *img, const struct resize_args *a, struct plan_state *state,
-                        struct sink *s, struct err *e)
+int qcow2_resize(struct image *img, const struct resize_args *a, struct plan_state *state,
+                 struct sink *s, struct err *e)
 {
     const struct qcow2 *q = &img->u.qcow2;
     int rc = check_supported(img, a, e);

@@ -4,6 +4,7 @@
  * has them (parity B.2).
  */
 #include "qcow2_rebase.h"
+#include "members.h"
 #include "qcow2_census.h"
 #include "qcow2_header.h"
 #include "qcow2_rebase_copy.h"

@@ -8,10 +8,6 @@
 
 #include "plan.h"
 
-/* planner.rebase. */
-int qcow2_rebase(struct image *img, const struct rebase_args *a, struct plan_state *state,
-                 struct sink *s, struct err *e);
-
 /* One whole epoch: the header names a->name and a->format, or nothing. It is one of P10 where that
  * cannot be said within one sector. Nothing is emitted if it is so already. Uses two clusters of
  * a->work. BACKING_PATH_TOO_LONG: there is no room for it in the header cluster. */

@@ -3,10 +3,10 @@
  * raw: a resize is a new file length, exact to the byte. What a file gains reads zero (P11), and
  * what it loses is gone: the host's file system does all of it.
  */
-#include "plan.h"
+#include "members.h"
 
-static int raw_resize(struct image *img, const struct resize_args *a, struct plan_state *state,
-                      struct sink *s, struct err *e)
+int raw_resize(struct image *img, const struct resize_args *a, struct plan_state *state,
+               struct sink *s, struct err *e)
 {
     (void)state;
     if (a->preallocation == PREALLOC_METADATA)

@@ -3,6 +3,7 @@
  * VHD: which images can be changed at all, which sizes they can have, and the plan that serves a
  * request. Messages are qemu-img's where it has them.
  */
+#include "members.h"
 #include "vhd_fixed.h"
 #include "vhd_grow.h"
 #include "vhd_shrink.h"
@@ -48,8 +49,8 @@ static int check_supported(const struct image *img, const struct resize_args *a,
     return 0;
 }
 
-static int vhd_resize(struct image *img, const struct resize_args *a, struct plan_state *state,
-                      struct sink *s, struct err *e)
+int vhd_resize(struct image *img, const struct resize_args *a, struct plan_state *state,
+               struct sink *s, struct err *e)
 {
     const struct vhd *v = &img->u.vhd;
     struct vhd_size to = vhd_fit(v, img->size, a->new_size);

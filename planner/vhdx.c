@@ -4,6 +4,7 @@
  * request. Everything is worked out through the log before that is replayed, so that a refusal
  * leaves the image untouched.
  */
+#include "members.h"
 #include "vhdx_plan.h"
 
 enum { SECTORS_BYTES = (VHDX_BATCH + 1) * VHDX_SECTOR, ENTRY_BYTES = SECTORS_BYTES };
@@ -32,8 +33,8 @@ static int check_size(const struct image *img, u64 size, struct err *e)
     return 0;
 }
 
-static int vhdx_resize(struct image *img, const struct resize_args *a, struct plan_state *state,
-                       struct sink *s, struct err *e)
+int vhdx_resize(struct image *img, const struct resize_args *a, struct plan_state *state,
+                struct sink *s, struct err *e)
 {
     struct vhdx_plan p = {.img = img, .s = s, .a = a};
     bool grow = a->new_size > img->size;

@@ -97,10 +97,6 @@ enum {
     VMDK_TEXT_WORK = 2 * VMDK_PIECE + 4096, /* bytes of rebase_args.work */
 };
 
-/* planner.rebase. */
-int vmdk_rebase(struct image *img, const struct rebase_args *a, struct plan_state *state,
-                struct sink *s, struct err *e);
-
 /* ---- growing ---- */
 
 enum vmdk_grow_action { VMDK_METADATA_ONLY, VMDK_GD_GROW_RELOCATE };

@@ -8,6 +8,7 @@
  * that is not true, and then fails to read what the child does not hold. A parent that is no VMDK
  * has none; then it is VMDK_NO_PARENT, and the name alone says that there is one.
  */
+#include "members.h"
 #include "vmdk_plan.h"
 
 static int check_name(const char *name, struct err *e)
