@@ -1,13 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
- * qcow2: decoding and validating the header and what it names. Source: QEMU's
- * docs/interop/qcow2.txt, sections "Header", "Feature name table", "Snapshots". Messages are
- * qemu-img's where it has them (parity C.1, C.10). Stricter than qemu: tables beyond the end of
- * the file, or on the header or on each other, are refused here. Mapping is in qcow2_map.c.
+ * qcow2: decoding and validating the header and its extensions. Source: QEMU's
+ * docs/interop/qcow2.txt, sections "Header", "Feature name table". Messages are qemu-img's where it
+ * has them (parity C.1, C.10). What the header names is in qcow2_tables.c, mapping in qcow2_map.c.
  */
 #include "format.h"
-
-enum { SNAPSHOT_HEAD = 40, SNAPSHOT_EXTRA_MAX = 1024, SNAPSHOT_TABLE_MAX = 64 << 20 };
 
 static u64 cluster(const struct qcow2 *q)
 {
@@ -22,11 +19,6 @@ u64 qcow2_l1_entries(const struct qcow2 *q, u64 size)
 bool qcow2_has_data_file(const struct qcow2 *q)
 {
     return q->incompatible & QCOW2_INCOMPAT_DATA_FILE;
-}
-
-u64 qcow2_reftable_entries(const struct qcow2 *q)
-{
-    return (u64)q->refcount_table_clusters << (q->cluster_bits - 3);
 }
 
 u32 qcow2_refblock_bits(const struct qcow2 *q)
@@ -244,53 +236,6 @@ static int check_backing(struct image *img, struct err *e)
     return 0;
 }
 
-/* The tables that the header names: [off, off+len), len 0 if there is none. */
-struct named_table {
-    u64 off, len;
-    const char *outside, *overlaps;
-};
-
-static void named_tables(const struct qcow2 *q, struct named_table t[QCOW2_NAMED_TABLES])
-{
-    /* Without the autoclear bit the extension is stale and names nothing. */
-    bool bitmaps = q->has_bitmaps_ext && (q->autoclear & QCOW2_AUTOCLEAR_BITMAPS);
-    t[0] = (struct named_table){0, cluster(q), "The image ends inside its header", ""};
-    t[1] = (struct named_table){q->l1_table_offset, q->l1_size * 8ull,
-                                "Active L1 table lies beyond the end of the file",
-                                "Active L1 table overlaps other metadata"};
-    t[2] = (struct named_table){q->refcount_table_offset,
-                                (u64)q->refcount_table_clusters << q->cluster_bits,
-                                "Reference count table lies beyond the end of the file",
-                                "Reference count table overlaps other metadata"};
-    t[3] = (struct named_table){q->snapshots_offset, q->snapshots_size,
-                                "Snapshot table lies beyond the end of the file",
-                                "Snapshot table overlaps other metadata"};
-    t[4] = (struct named_table){q->bitmap_directory_offset,
-                                bitmaps ? q->bitmap_directory_size : 0,
-                                "Bitmap directory lies beyond the end of the file",
-                                "Bitmap directory overlaps other metadata"};
-    t[5] = (struct named_table){q->crypto_offset, q->has_crypto_ext ? q->crypto_length : 0,
-                                "Encryption header lies beyond the end of the file",
-                                "Encryption header overlaps other metadata"};
-}
-
-/* Inside the file, whose last cluster may be cut short? Offsets above 2^56 never are. */
-static bool inside_file(const struct image *img, u64 off, u64 len)
-{
-    u64 end, file_end;
-    return add_fits(off, len, &end) && end <= QCOW2_MAX_OFFSET &&
-           round_up_fits(img->file[0]->size, img->unit, &file_end) && end <= file_end;
-}
-
-int qcow2_check_table(const struct image *img, u64 off, u64 len, const char *what, struct err *e)
-{
-    const struct qcow2 *q = &img->u.qcow2;
-    bool ok = off % cluster(q) == 0 && inside_file(img, off, len);
-    for (int i = 0; ok && i < QCOW2_NAMED_TABLES; i++)
-        ok = off >= q->named[i].end || off + len <= q->named[i].off;
-    return ok ? 0 : FAIL(e, ERR_OVERLAY_CORRUPT, what, off, off);
-}
-
 /* Each named table alone (limits, alignment), in qemu's order. */
 static int check_limits(struct image *img, struct err *e)
 {
@@ -327,63 +272,6 @@ static int check_limits(struct image *img, struct err *e)
     return 0;
 }
 
-/* Where the snapshot table ends: its entries are of variable length ("Snapshots"). Each entry's
- * L1 table is checked against the tables of the header. */
-static int measure_snapshots(struct image *img, struct err *e)
-{
-    struct qcow2 *q = &img->u.qcow2;
-    u64 off = q->snapshots_offset, size = 0;
-    for (u32 i = 0; i < q->nb_snapshots; i++) {
-        const u8 *p;
-        if (!inside_file(img, off + size, SNAPSHOT_HEAD))
-            return FAIL(e, ERR_OVERLAY_CORRUPT, "Snapshot table lies beyond the end of the file",
-                        off, size);
-        int rc = window_get(&img->win, img->file[0], off + size, SNAPSHOT_HEAD,
-                            off + size + img->win.cap, &p, e); /* what follows is read ahead */
-        if (rc)
-            return rc;
-        u64 l1_off = be64(p), l1_len = be32(p + 8) * 8ull;
-        u32 extra = be32(p + 36);
-        u64 len = SNAPSHOT_HEAD + (u64)extra + be16(p + 12) + be16(p + 14);
-        size += round_up(len, 8);
-        if (extra > SNAPSHOT_EXTRA_MAX || size > SNAPSHOT_TABLE_MAX)
-            return FAIL(e, ERR_PARSE_FAILED, "Snapshot table too large", off, size);
-        if (l1_len > QCOW2_MAX_L1_BYTES)
-            return FAIL(e, ERR_PARSE_FAILED, "Snapshot L1 table too large", off, l1_len / 8);
-        rc = l1_len ? qcow2_check_table(img, l1_off, l1_len,
-                                        "Snapshot L1 table at {val} is misplaced", e)
-                    : 0;
-        if (rc)
-            return rc;
-        q->tables_end = max_u64(q->tables_end, l1_len ? l1_off + l1_len : 0);
-    }
-    q->snapshots_size = size;
-    return 0;
-}
-
-/* Alignment of what extensions name; then every named table inside the file and on its own. */
-static int check_placement(struct image *img, struct err *e)
-{
-    struct qcow2 *q = &img->u.qcow2;
-    struct named_table t[QCOW2_NAMED_TABLES];
-    named_tables(q, t);
-    if (img->file[0]->size < q->header_length)
-        return FAIL(e, ERR_PARSE_FAILED, t[0].outside, img->file[0]->size, q->header_length);
-    q->named[0].end = cluster(q);
-    for (int i = 1; i < QCOW2_NAMED_TABLES; i++) {
-        if (t[i].len && (t[i].off % cluster(q) || !inside_file(img, t[i].off, t[i].len)))
-            return FAIL(e, ERR_OVERLAY_CORRUPT, t[i].outside, t[i].off, t[i].len);
-        q->tables_end = max_u64(q->tables_end, t[i].len ? t[i].off + t[i].len : 0);
-        q->named[i].off = t[i].off;
-        q->named[i].end = t[i].len ? round_up(t[i].off + t[i].len, cluster(q)) : 0;
-        for (int j = 0; j < i; j++)
-            if (ranges_overlap(t[i].off, round_up(t[i].len, cluster(q)), t[j].off,
-                               round_up(t[j].len, cluster(q))))
-                return FAIL(e, ERR_OVERLAY_CORRUPT, t[i].overlaps, t[i].off, t[j].off);
-    }
-    return 0;
-}
-
 static int qcow2_open(struct image *img, struct err *e)
 {
     const u8 *h;
@@ -402,10 +290,9 @@ static int qcow2_open(struct image *img, struct err *e)
     img->unit = 1u << img->u.qcow2.cluster_bits;
     img->opaque = img->u.qcow2.crypt_method != 0;
     if ((rc = check_backing(img, e)) || (rc = check_features(img, e)) ||
-        (rc = each_extension(img, read_extension, e)) || (rc = check_limits(img, e)) ||
-        (rc = check_placement(img, e)) || (rc = measure_snapshots(img, e)))
+        (rc = each_extension(img, read_extension, e)) || (rc = check_limits(img, e)))
         return rc;
-    return img->u.qcow2.nb_snapshots ? check_placement(img, e) : 0;
+    return qcow2_tables_open(img, e);
 }
 
 static int read_name(struct image *img, u64 off, u32 len, char *out, struct err *e)
@@ -441,7 +328,7 @@ static int qcow2_facts(struct image *img, struct facts *f, struct err *e)
     }
     if (q->nb_snapshots)
         facts_number(f, "snapshots", q->nb_snapshots);
-    if (q->has_bitmaps_ext && (q->autoclear & QCOW2_AUTOCLEAR_BITMAPS))
+    if (qcow2_names_bitmaps(q))
         facts_number(f, "bitmaps", q->nb_bitmaps);
     return rc;
 }

@@ -111,13 +111,42 @@ bool qcow2_has_data_file(const struct qcow2 *q);
 u64 qcow2_reftable_entries(const struct qcow2 *q);
 /* log2 of the entries of a refcount block. */
 u32 qcow2_refblock_bits(const struct qcow2 *q);
+/* Does the header name a bitmap directory? Without the autoclear bit the extension is stale. */
+bool qcow2_names_bitmaps(const struct qcow2 *q);
+
+/* ---- qcow2_tables.c ---- */
+
+/* The last step of opening: every table that the header or a snapshot names is where one can be. */
+int qcow2_tables_open(struct image *img, struct err *e);
 /* Refuses a metadata structure of `len` bytes (> 0) at `off` that is not cluster-aligned, does not
  * lie inside the file (its last cluster may be cut short), or touches the header or a table that
  * the header names. ERR_OVERLAY_CORRUPT with `what`; val is the offset. */
 int qcow2_check_table(const struct image *img, u64 off, u64 len, const char *what, struct err *e);
 
-/* The L2 table that entry l1_idx of the active L1 names, validated; 0 if there is none. */
+/* The offset of refcount block `idx`, 0 if there is none. ERR_OVERLAY_CORRUPT: reserved bits,
+ * misplaced, or on top of a table that the header names. */
+int qcow2_refblock(struct image *img, u64 idx, u64 *off, struct err *e);
+
+struct qcow2_snapshot {
+    u64 l1_table_offset;
+    u32 l1_size;
+    u64 len; /* of the entry, with its padding: the next one follows */
+};
+/* The entry of the snapshot table that stands at `at` of the file, read through `win`; its L1 table
+ * is where one can be. ERR_OVERLAY_CORRUPT, ERR_PARSE_FAILED. */
+int qcow2_snapshot(struct image *img, struct window *win, u64 at, struct qcow2_snapshot *s,
+                   struct err *e);
+
+/* ---- qcow2_map.c ---- */
+
+/* The L2 table that the value of an L1 entry names, validated; 0 if there is none. */
+int qcow2_l1_entry(const struct image *img, u64 l1_idx, u64 entry, u64 *l2_offset, struct err *e);
+/* The same for entry l1_idx of the active L1 table, which is read. */
 int qcow2_l1_get(struct image *img, u64 l1_idx, u64 *l2_offset, struct err *e);
+/* Bits that must be 0 in an L2 entry of a cluster that is not compressed; and whether such an entry
+ * maps a cluster. */
+u64 qcow2_l2_reserved(const struct qcow2 *q);
+bool qcow2_l2_allocated(const struct qcow2 *q, u64 entry);
 /* Decodes a compressed cluster's descriptor: x bits of byte offset, then how many more sectors it
  * spans. Sets kind, off and packed_len. */
 int qcow2_packed(struct image *img, u64 entry, struct extent *x, struct err *e);

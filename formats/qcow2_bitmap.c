@@ -7,7 +7,7 @@
 
 bool qcow2_bitmaps_valid(const struct qcow2 *q)
 {
-    return q->has_bitmaps_ext && q->nb_bitmaps && (q->autoclear & QCOW2_AUTOCLEAR_BITMAPS);
+    return qcow2_names_bitmaps(q) && q->nb_bitmaps;
 }
 
 int qcow2_bitmap_directory(const struct image *img, struct err *e)
@@ -115,8 +115,16 @@ int qcow2_bitmap_entry(struct image *img, const struct qcow2_bitmap *b, u64 idx,
     struct err ignored = {0};
     int rc = table_get(&t, idx, entry, e);
     u64 off = *entry & QCOW2_OFFSET_MASK;
-    *sound = !(*entry & QCOW2_BITMAP_RESERVED) &&
-             (!off || (!(*entry & QCOW2_BITMAP_ONES) &&
-                       !qcow2_check_table(img, off, img->unit, "", &ignored)));
+    bool ok = !(*entry & QCOW2_BITMAP_RESERVED) &&
+              (!off || (!(*entry & QCOW2_BITMAP_ONES) &&
+                        !qcow2_check_table(img, off, img->unit, "", &ignored)));
+    if (sound)
+        *sound = ok;
+    else if (!rc && !ok)
+        rc = qcow2_bitmap_fail(e,
+                               FAIL(e, ERR_OVERLAY_CORRUPT,
+                                    "Bitmap '{name}' has an invalid table entry: {val:x}", idx,
+                                    *entry),
+                               b);
     return rc;
 }

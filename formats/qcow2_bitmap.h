@@ -57,7 +57,7 @@ int qcow2_bitmap_get(struct image *img, u64 at, struct qcow2_bitmap *b, struct e
 u64 qcow2_bitmap_bits(u64 size, u32 granularity_bits);
 u64 qcow2_bitmap_entries(const struct qcow2 *q, u64 size, u32 granularity_bits);
 /* Table entry idx; 0 past the end of the table. *sound: no reserved bits, and a cluster that it
- * names is where a cluster can be. */
+ * names is where a cluster can be; if `sound` is NULL, any other entry is ERR_OVERLAY_CORRUPT. */
 int qcow2_bitmap_entry(struct image *img, const struct qcow2_bitmap *b, u64 idx, u64 *entry,
                        bool *sound, struct err *e);
 /* A failure about this bitmap, whose name the text may show. Returns the code. */

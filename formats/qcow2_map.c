@@ -9,14 +9,8 @@
 
 enum { MERGE_MAX = 1 << 16 /* pieces looked at per call, so that a call's time is bounded */ };
 
-int qcow2_l1_get(struct image *img, u64 l1_idx, u64 *l2_offset, struct err *e)
+int qcow2_l1_entry(const struct image *img, u64 l1_idx, u64 entry, u64 *l2_offset, struct err *e)
 {
-    struct qcow2 *q = &img->u.qcow2;
-    struct table l1 = {img->file[0], &img->win, q->l1_table_offset, q->l1_size};
-    u64 entry;
-    int rc = table_get(&l1, l1_idx, &entry, e);
-    if (rc)
-        return rc;
     *l2_offset = entry & QCOW2_OFFSET_MASK;
     if (entry & QCOW2_L1_RESERVED)
         return FAIL(e, ERR_OVERLAY_CORRUPT, "L1 entry {off} has reserved bits set: {val:x}",
@@ -24,6 +18,25 @@ int qcow2_l1_get(struct image *img, u64 l1_idx, u64 *l2_offset, struct err *e)
     if (*l2_offset)
         return qcow2_check_table(img, *l2_offset, img->unit, "L2 table at {val} is misplaced", e);
     return 0;
+}
+
+int qcow2_l1_get(struct image *img, u64 l1_idx, u64 *l2_offset, struct err *e)
+{
+    struct qcow2 *q = &img->u.qcow2;
+    struct table l1 = {img->file[0], &img->win, q->l1_table_offset, q->l1_size};
+    u64 entry;
+    int rc = table_get(&l1, l1_idx, &entry, e);
+    return rc ? rc : qcow2_l1_entry(img, l1_idx, entry, l2_offset, e);
+}
+
+u64 qcow2_l2_reserved(const struct qcow2 *q)
+{
+    return QCOW2_L2_RESERVED | (q->l2_entry_size == 16 || q->version == 2 ? QCOW2_L2_ZERO : 0);
+}
+
+bool qcow2_l2_allocated(const struct qcow2 *q, u64 entry)
+{
+    return (entry & QCOW2_OFFSET_MASK) || (qcow2_has_data_file(q) && (entry & QCOW2_COPIED));
 }
 
 int qcow2_packed(struct image *img, u64 entry, struct extent *x, struct err *e)
@@ -48,10 +61,10 @@ static int plain(struct image *img, u64 entry, u64 bitmap, u64 in, struct extent
 {
     struct qcow2 *q = &img->u.qcow2;
     bool extl2 = q->l2_entry_size == 16, data_file = qcow2_has_data_file(q);
+    bool allocated = qcow2_l2_allocated(q, entry);
     u64 off = entry & QCOW2_OFFSET_MASK;
-    u64 reserved = QCOW2_L2_RESERVED | (extl2 || q->version == 2 ? QCOW2_L2_ZERO : 0);
-    bool allocated = off || (data_file && (entry & QCOW2_COPIED));
-    if ((entry & reserved) || off % img->unit || (data_file && allocated && off != x->voff - in))
+    if ((entry & qcow2_l2_reserved(q)) || off % img->unit ||
+        (data_file && allocated && off != x->voff - in))
         return FAIL(e, ERR_OVERLAY_CORRUPT, "L2 entry for {off} is invalid: {val:x}", x->voff,
                     entry);
     x->slot = data_file ? 1 : 0;

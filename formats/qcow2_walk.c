@@ -7,8 +7,9 @@
  * "Cluster mapping", "Snapshots", "Bitmaps"; parity C.4, C.7, C.8.
  */
 #include "qcow2_walk.h"
+#include "qcow2_bitmap.h"
 
-enum { SNAPSHOT_HEAD = 40, BITMAP_HEAD = 24, L2_CHUNK = 16 << 10 };
+enum { L2_CHUNK = 16 << 10 };
 
 struct walk {
     struct image *img;
@@ -29,11 +30,6 @@ static int visit_table(struct walk *w, u64 off, u64 len, struct err *e)
     return len ? w->v->visit(w->v, &ref, e) : 0;
 }
 
-static bool has_bitmaps(const struct qcow2 *q)
-{
-    return q->has_bitmaps_ext && (q->autoclear & QCOW2_AUTOCLEAR_BITMAPS);
-}
-
 /* What the header names. */
 static int header_tables(struct walk *w, struct err *e)
 {
@@ -45,7 +41,7 @@ static int header_tables(struct walk *w, struct err *e)
         rc = visit_table(w, q->snapshots_offset, q->snapshots_size, e);
     if (!rc && q->has_crypto_ext)
         rc = visit_table(w, q->crypto_offset, q->crypto_length, e);
-    if (!rc && has_bitmaps(q))
+    if (!rc && qcow2_names_bitmaps(q))
         rc = visit_table(w, q->bitmap_directory_offset, q->bitmap_directory_size, e);
     return rc;
 }
@@ -53,58 +49,25 @@ static int header_tables(struct walk *w, struct err *e)
 static int refcounts(struct walk *w, struct err *e)
 {
     const struct qcow2 *q = w->q;
-    u64 len = (u64)q->refcount_table_clusters << q->cluster_bits;
-    struct table rt = {w->img->file[0], &w->img->win, q->refcount_table_offset, len / 8};
-    int rc = visit_table(w, rt.off, len, e);
-    for (u64 i = 0, entry; !rc && i < rt.cnt; i++) {
-        if ((rc = table_get(&rt, i, &entry, e)) || !entry)
-            continue;
-        if (entry & QCOW2_REFTABLE_RESERVED)
-            return FAIL(e, ERR_OVERLAY_CORRUPT,
-                        "Refcount table entry {off} has reserved bits set: {val:x}", i, entry);
-        rc = qcow2_check_table(w->img, entry, w->img->unit, "Refcount block at {val} is misplaced",
-                               e);
-        if (!rc)
-            rc = visit_table(w, entry, w->img->unit, e);
+    int rc = visit_table(w, q->refcount_table_offset,
+                         (u64)q->refcount_table_clusters << q->cluster_bits, e);
+    for (u64 i = 0, off; !rc && i < qcow2_reftable_entries(q); i++) {
+        rc = qcow2_refblock(w->img, i, &off, e);
+        if (!rc && off)
+            rc = visit_table(w, off, w->img->unit, e);
     }
     return rc;
 }
 
 /* ---- bitmaps ---- */
 
-/* The bitmap of the directory entry at *pos, which then is the next one's: its table. */
-static int next_bitmap(struct walk *w, u64 *pos, u64 *off, u64 *cnt, struct err *e)
+static int bitmap_data(struct walk *w, const struct qcow2_bitmap *b, struct err *e)
 {
-    u64 dir = w->q->bitmap_directory_offset, size = w->q->bitmap_directory_size;
-    const u8 *p;
-    if (*pos > size || size - *pos < BITMAP_HEAD)
-        return FAIL(e, ERR_OVERLAY_CORRUPT, "The bitmap directory is too short", dir, *pos);
-    int rc = window_get(&w->img->win, w->img->file[0], dir + *pos, BITMAP_HEAD, dir + size, &p, e);
-    if (rc)
-        return rc;
-    *off = be64(p);
-    *cnt = be32(p + 8);
-    *pos += round_up(BITMAP_HEAD + (u64)be16(p + 18) + be32(p + 20), 8);
-    return *cnt ? qcow2_check_table(w->img, *off, *cnt * 8, "Bitmap table at {val} is misplaced", e)
-                : 0;
-}
-
-static int bitmap_data(struct walk *w, u64 off, u64 cnt, struct err *e)
-{
-    struct table t = {w->img->file[0], &w->img->win2, off, cnt};
     int rc = 0;
-    for (u64 i = 0, entry; !rc && i < cnt; i++) {
-        if ((rc = table_get(&t, i, &entry, e)))
-            break;
-        u64 at = entry & QCOW2_OFFSET_MASK;
-        if ((entry & ~QCOW2_OFFSET_MASK & ~1ull) || (at && (entry & 1)))
-            return FAIL(e, ERR_OVERLAY_CORRUPT,
-                        "Bitmap table entry {off} has reserved bits set: {val:x}", i, entry);
-        if (!at)
-            continue;
-        rc = qcow2_check_table(w->img, at, w->img->unit, "Bitmap data at {val} is misplaced", e);
-        if (!rc)
-            rc = visit_table(w, at, w->img->unit, e);
+    for (u64 i = 0, entry; !rc && i < b->table_size; i++) {
+        rc = qcow2_bitmap_entry(w->img, b, i, &entry, NULL, e);
+        if (!rc && (entry & QCOW2_OFFSET_MASK))
+            rc = visit_table(w, entry & QCOW2_OFFSET_MASK, w->img->unit, e);
     }
     return rc;
 }
@@ -112,12 +75,14 @@ static int bitmap_data(struct walk *w, u64 off, u64 cnt, struct err *e)
 /* The tables of all bitmaps; or, if `data`, the clusters that those name. */
 static int bitmaps(struct walk *w, bool data, struct err *e)
 {
-    u64 pos = 0, off = 0, cnt = 0;
+    struct qcow2_bitmap b;
+    u64 at = 0;
     int rc = 0;
-    for (u32 i = 0; !rc && has_bitmaps(w->q) && i < w->q->nb_bitmaps; i++) {
-        rc = next_bitmap(w, &pos, &off, &cnt, e);
+    for (u32 i = 0; !rc && qcow2_names_bitmaps(w->q) && i < w->q->nb_bitmaps; i++, at += b.len) {
+        rc = qcow2_bitmap_get(w->img, at, &b, e);
         if (!rc)
-            rc = data ? bitmap_data(w, off, cnt, e) : visit_table(w, off, cnt * 8, e);
+            rc = data ? bitmap_data(w, &b, e)
+                      : visit_table(w, b.table_offset, b.table_size * 8ull, e);
     }
     return rc;
 }
@@ -149,19 +114,17 @@ static int compressed(struct walk *w, struct qcow2_ref *ref, u64 bitmap, struct 
 static int l2_entry(struct walk *w, struct qcow2_ref *ref, u64 bitmap, struct err *e)
 {
     const struct qcow2 *q = w->q;
-    bool extl2 = q->l2_entry_size == 16, data_file = q->incompatible & QCOW2_INCOMPAT_DATA_FILE;
     u64 off = ref->entry & QCOW2_OFFSET_MASK;
-    u64 reserved = QCOW2_L2_RESERVED | (extl2 || q->version == 2 ? QCOW2_L2_ZERO : 0);
-    bool allocated = off || (data_file && (ref->entry & QCOW2_COPIED));
     if (ref->entry & QCOW2_COMPRESSED)
         return compressed(w, ref, bitmap, e);
-    if ((ref->entry & reserved) || off % w->img->unit)
+    if ((ref->entry & qcow2_l2_reserved(q)) || off % w->img->unit)
         return FAIL(e, ERR_OVERLAY_CORRUPT, "L2 entry at {off} is invalid: {val:x}", ref->at,
                     ref->entry);
-    if ((bitmap & bitmap >> 32 & UINT32_MAX) || ((bitmap & UINT32_MAX) && !allocated))
+    if ((bitmap & bitmap >> 32 & UINT32_MAX) ||
+        ((bitmap & UINT32_MAX) && !qcow2_l2_allocated(q, ref->entry)))
         return FAIL(e, ERR_OVERLAY_CORRUPT, "Subcluster bitmap at {off} is invalid: {val:x}",
                     ref->at + 8, bitmap);
-    if (!off || data_file)
+    if (!off || qcow2_has_data_file(q))
         return 0;
     int rc =
         off >= w->clear && off < w->file_end
@@ -200,39 +163,12 @@ static int l1_table(struct walk *w, const struct tree *t, bool data, struct err 
     for (u64 i = 0, entry; !rc && i < t->cnt; i++) {
         if ((rc = table_get(&l1, i, &entry, e)) || !entry)
             continue;
-        struct qcow2_ref ref = {QCOW2_REF_L2, t->idx,         entry & QCOW2_OFFSET_MASK,
-                                w->img->unit, t->off + i * 8, entry};
-        if (entry & QCOW2_L1_RESERVED)
-            return FAIL(e, ERR_OVERLAY_CORRUPT, "L1 entry {off} has reserved bits set: {val:x}", i,
-                        entry);
-        if (!ref.off)
-            continue;
-        rc = qcow2_check_table(w->img, ref.off, ref.len, "L2 table at {val} is misplaced", e);
-        if (!rc)
+        struct qcow2_ref ref = {QCOW2_REF_L2, t->idx, 0, w->img->unit, t->off + i * 8, entry};
+        rc = qcow2_l1_entry(w->img, i, entry, &ref.off, e);
+        if (!rc && ref.off)
             rc = data ? l2_table(w, t, ref.off, e) : w->v->visit(w->v, &ref, e);
     }
     return rc;
-}
-
-/* The L1 table of the snapshot whose entry stands at *pos, which then is the next one's. */
-static int next_snapshot(struct walk *w, u64 *pos, struct tree *t, struct err *e)
-{
-    u64 off = w->q->snapshots_offset + *pos, end = w->q->snapshots_offset + w->q->snapshots_size;
-    const u8 *p;
-    if (*pos + SNAPSHOT_HEAD > w->q->snapshots_size)
-        return FAIL(e, ERR_OVERLAY_CORRUPT, "The snapshot table is too short", off, *pos);
-    int rc = window_get(&w->img->win2, w->img->file[0], off, SNAPSHOT_HEAD, end, &p, e);
-    if (rc)
-        return rc;
-    t->idx++;
-    t->off = be64(p);
-    t->cnt = be32(p + 8);
-    *pos += round_up(SNAPSHOT_HEAD + (u64)be32(p + 36) + be16(p + 12) + be16(p + 14), 8);
-    if (t->cnt > QCOW2_MAX_L1_BYTES / 8)
-        return FAIL(e, ERR_OVERLAY_CORRUPT, "Snapshot L1 table too large", off, t->cnt);
-    return t->cnt ? qcow2_check_table(w->img, t->off, t->cnt * 8,
-                                      "Snapshot L1 table at {val} is misplaced", e)
-                  : 0;
 }
 
 enum step { L1_TABLES, L2_TABLES, CLUSTERS };
@@ -241,11 +177,14 @@ enum step { L1_TABLES, L2_TABLES, CLUSTERS };
 static int trees(struct walk *w, enum step step, struct err *e)
 {
     struct tree t = {0, w->q->l1_table_offset, w->q->l1_size};
-    u64 pos = 0;
+    u64 at = w->q->snapshots_offset;
     int rc = step == L1_TABLES ? 0 : l1_table(w, &t, step == CLUSTERS, e);
-    for (u32 i = 0; !rc && i < w->q->nb_snapshots; i++) {
-        if ((rc = next_snapshot(w, &pos, &t, e)))
+    while (!rc && t.idx < w->q->nb_snapshots) {
+        struct qcow2_snapshot s;
+        if ((rc = qcow2_snapshot(w->img, &w->img->win2, at, &s, e)))
             break;
+        at += s.len;
+        t = (struct tree){t.idx + 1, s.l1_table_offset, s.l1_size};
         rc = step == L1_TABLES ? visit_table(w, t.off, t.cnt * 8, e)
                                : l1_table(w, &t, step == CLUSTERS, e);
     }

@@ -70,7 +70,6 @@ static int check_bitmap(const struct bitmaps *m, const struct change *c, struct 
 static int look(struct bitmaps *m, u64 at, struct change *c, struct err *e)
 {
     u64 per_cluster = 8ull << m->q->cluster_bits;
-    bool sound;
     *c = (struct change){.none = true};
     int rc = qcow2_bitmap_get(m->img, at, &c->b, e);
     c->entries = rc ? 0 : qcow2_bitmap_entries(m->q, m->new_size, c->b.granularity_bits);
@@ -87,13 +86,7 @@ static int look(struct bitmaps *m, u64 at, struct change *c, struct err *e)
     c->last = keep / per_cluster;
     if (!c->in)
         return 0;
-    rc = qcow2_bitmap_entry(m->img, &c->b, c->last, &c->entry, &sound, e);
-    if (!rc && !sound)
-        return qcow2_bitmap_fail(e,
-                                 FAIL(e, ERR_OVERLAY_CORRUPT,
-                                      "Bitmap '{name}' has an invalid table entry: {val:x}",
-                                      c->last, c->entry),
-                                 &c->b);
+    rc = qcow2_bitmap_entry(m->img, &c->b, c->last, &c->entry, NULL, e);
     c->fresh = bits > old && c->entry == QCOW2_BITMAP_ONES;
     return rc;
 }

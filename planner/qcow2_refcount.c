@@ -32,23 +32,6 @@ void qcow2_count_put(u8 *p, u32 order, u64 i, u64 v)
         p[i * n + k] = (u8)v;
 }
 
-int qcow2_refblock(struct image *img, u64 idx, u64 *off, struct err *e)
-{
-    struct qcow2 *q = &img->u.qcow2;
-    struct table rt = {img->file[0], &img->win, q->refcount_table_offset,
-                       qcow2_reftable_entries(q)};
-    u64 entry;
-    int rc = table_get(&rt, idx, &entry, e);
-    if (rc)
-        return rc;
-    *off = entry & QCOW2_REFTABLE_OFFSET_MASK;
-    if (entry & QCOW2_REFTABLE_RESERVED)
-        return FAIL(e, ERR_OVERLAY_CORRUPT,
-                    "Refcount table entry {off} has reserved bits set: {val:x}", idx, entry);
-    return *off ? qcow2_check_table(img, *off, img->unit, "Refcount block at {val} is misplaced", e)
-                : 0;
-}
-
 /* The bytes [from, to) of the block at `off`, as on disk. */
 static int block_bytes(struct image *img, u64 off, u64 from, u64 to, const u8 **p, struct err *e)
 {

@@ -17,11 +17,7 @@ struct cluster_run {
 u64 qcow2_count_get(const u8 *p, u32 order, u64 i);
 void qcow2_count_put(u8 *p, u32 order, u64 i, u64 v);
 
-/* The offset of refcount block `idx`, 0 if there is none. ERR_OVERLAY_CORRUPT: reserved bits,
- * misplaced, or on top of a table that the header names. */
-int qcow2_refblock(struct image *img, u64 idx, u64 *off, struct err *e);
-
-/* The same for a block that will be relied on: it must itself be counted, once.
+/* qcow2_refblock() for a block that will be relied on: it must itself be counted, once.
  * ERR_INCONSISTENT. */
 int qcow2_refblock_sound(struct image *img, u64 idx, u64 *off, struct err *e);
 

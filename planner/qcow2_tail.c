@@ -50,8 +50,7 @@ static int look_at_rest(struct image *img, struct qcow2_tail *t, struct err *e)
 {
     u64 end = round_up(t->size, img->unit);
     int rc = qcow2_tail_entry(img, t, t->idx - 1, &t->entry, &t->bitmap, e);
-    t->hole = !(t->entry & (QCOW2_OFFSET_MASK | QCOW2_COMPRESSED)) &&
-              !(qcow2_has_data_file(&img->u.qcow2) && t->entry & QCOW2_COPIED);
+    t->hole = !(t->entry & QCOW2_COMPRESSED) && !qcow2_l2_allocated(&img->u.qcow2, t->entry);
     for (u64 voff = t->size; !rc && voff < end;) {
         struct extent x;
         if ((rc = qcow2_look(img, voff, &x, e)))
