@@ -1,15 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
- * See qcow2_bitmaps.h. A bitmap's table may become longer than its clusters: then it moves to the
- * end of the file. Bits past the end of the disk are zero in the last cluster of bits, as the
- * specification has it; an entry that stands for ones throughout gets a cluster where the old disk
- * ends inside of it. Only what is written is looked at: the directory, one entry of each table, and
- * on a shrink the entries that go. Source: docs/interop/qcow2.txt, "Bitmaps".
+ * See qcow2_bitmaps.h. Before the first epoch all bitmaps are looked at, and all that the epochs
+ * would do is gone through; then each epoch takes on the next few. What becomes of a bitmap is
+ * qcow2_bitmap_change.c's. Source: docs/interop/qcow2.txt, "Bitmaps".
  */
 #include "qcow2_bitmaps.h"
 #include "qcow2_alloc.h"
-#include "qcow2_bitmap.h"
-#include "qcow2_drop.h"
+#include "qcow2_bitmap_change.h"
 #include "qcow2_state.h"
 
 enum { BATCH = 4 /* bitmaps of an epoch that need new clusters */ };
@@ -18,7 +15,7 @@ struct bitmaps {
     struct image *img;
     const struct qcow2 *q;
     struct sink *s;
-    u64 *v, old_size, new_size;
+    u64 *v, new_size;
     u8 *work;
     struct qcow2_drop drop; /* a shrink's */
     /* What this epoch takes on: the bitmaps before `end`, whose directory entries end at end_at. */
@@ -27,81 +24,16 @@ struct bitmaps {
     struct cluster_run free[BATCH];
 };
 
-/* What the new size makes of one bitmap. */
-struct change {
-    struct qcow2_bitmap b;
-    bool none;
-    u64 entries;  /* of its table, afterwards */
-    u64 table;    /* clusters of its table's new place; 0: it stays */
-    u64 in, last; /* the last cluster of bits that stays, and how many bits stay in it; 0: all */
-    u64 entry;    /* its table entry */
-    bool fresh;   /* which stands for ones, and becomes a cluster */
-};
-
-static u64 table_clusters(const struct bitmaps *m, u64 entries)
-{
-    return div_up(entries * 8, m->img->unit);
-}
-
-static u64 entry_cluster(const struct change *c)
-{
-    return c->in ? c->entry & QCOW2_OFFSET_MASK : 0;
-}
-
-/* May this bitmap be resized at all? */
-static int check_bitmap(const struct bitmaps *m, const struct change *c, struct err *e)
-{
-    const struct qcow2_bitmap *b = &c->b;
-    int rc = 0;
-    if (b->flags & QCOW2_BITMAP_IN_USE)
-        rc = FAIL(e, ERR_BITMAPS_UNSUPPORTED, "Bitmap '{name}' is inconsistent and cannot be used",
-                  b->off + QB_FLAGS, b->flags);
-    else if (b->table_size != qcow2_bitmap_entries(m->q, m->old_size, b->granularity_bits))
-        rc = FAIL(e, ERR_OVERLAY_CORRUPT,
-                  "Bitmap '{name}' does not fit the disk: its table has {val} entries",
-                  b->off + QB_TABLE_SIZE, b->table_size);
-    else if (c->entries > QCOW2_MAX_BITMAP_BYTES >> m->q->cluster_bits)
-        rc = FAIL(e, ERR_BITMAPS_UNSUPPORTED, "Bitmap '{name}' would become larger than 512 MiB",
-                  b->off, c->entries);
-    return rc ? qcow2_bitmap_fail(e, rc, b) : 0;
-}
-
-/* The bitmap at byte `at` of the directory, and what becomes of it. */
-static int look(struct bitmaps *m, u64 at, struct change *c, struct err *e)
-{
-    u64 per_cluster = 8ull << m->q->cluster_bits;
-    *c = (struct change){.none = true};
-    int rc = qcow2_bitmap_get(m->img, at, &c->b, e);
-    c->entries = rc ? 0 : qcow2_bitmap_entries(m->q, m->new_size, c->b.granularity_bits);
-    if (rc || (rc = check_bitmap(m, c, e)))
-        return rc;
-    u64 old = qcow2_bitmap_bits(m->old_size, c->b.granularity_bits);
-    u64 bits = qcow2_bitmap_bits(m->new_size, c->b.granularity_bits), keep = min_u64(old, bits);
-    c->none = old == bits;
-    if (c->none)
-        return 0;
-    if (table_clusters(m, c->entries) > table_clusters(m, c->b.table_size))
-        c->table = table_clusters(m, c->entries);
-    c->in = keep % per_cluster;
-    c->last = keep / per_cluster;
-    if (!c->in)
-        return 0;
-    rc = qcow2_bitmap_entry(m->img, &c->b, c->last, &c->entry, NULL, e);
-    c->fresh = bits > old && c->entry == QCOW2_BITMAP_ONES;
-    return rc;
-}
-
 int qcow2_bitmaps_check(struct image *img, u64 new_size, struct err *e)
 {
-    struct bitmaps m = {
-        .img = img, .q = &img->u.qcow2, .old_size = img->size, .new_size = new_size};
-    if (!qcow2_bitmaps_valid(m.q))
+    const struct qcow2 *q = &img->u.qcow2;
+    if (!qcow2_bitmaps_valid(q))
         return 0;
     int rc = qcow2_bitmap_directory(img, e);
     u64 at = 0;
-    for (u32 i = 0; !rc && i < m.q->nb_bitmaps; i++) {
-        struct change c;
-        rc = look(&m, at, &c, e);
+    for (u32 i = 0; !rc && i < q->nb_bitmaps; i++) {
+        struct qcow2_bitmap_change c;
+        rc = qcow2_bitmap_change(img, new_size, at, &c, e);
         at += c.b.len;
     }
     return rc;
@@ -114,22 +46,22 @@ static int take(struct bitmaps *m, struct err *e)
     m->end_at = m->v[V_BITMAPS_AT];
     m->clusters = m->drops = m->heavy = m->frees = 0;
     for (; m->end < m->q->nb_bitmaps; m->end++) {
-        struct change c;
-        int rc = look(m, m->end_at, &c, e);
+        struct qcow2_bitmap_change c;
+        int rc = qcow2_bitmap_change(m->img, m->new_size, m->end_at, &c, e);
         if (rc)
             return rc;
         bool heavy = c.table || c.fresh;
-        u64 had = c.b.table_size, has = c.entries, drops = 0;
-        if (has < had)
-            drops = had - has + table_clusters(m, had) - table_clusters(m, has);
+        u64 drops = 0;
+        if (c.entries < c.b.table_size)
+            drops = c.b.table_size - c.entries + c.had - c.clusters;
         if (m->heavy + heavy > BATCH || (m->drops && m->drops + drops > m->drop.cap))
             break;
         m->heavy += heavy;
         m->drops += drops;
         m->clusters += c.table + c.fresh;
         if (c.table)
-            m->free[m->frees++] = (struct cluster_run){c.b.table_offset >> m->q->cluster_bits,
-                                                       table_clusters(m, had)};
+            m->free[m->frees++] =
+                (struct cluster_run){c.b.table_offset >> m->q->cluster_bits, c.had};
         m->end_at += c.b.len;
     }
     return 0;
@@ -139,94 +71,6 @@ static void taken(struct bitmaps *m)
 {
     m->v[V_BITMAPS] = m->end + 1;
     m->v[V_BITMAPS_AT] = m->end_at;
-}
-
-/* ---- what is emitted for one bitmap ---- */
-
-/* The longer table; `to`: where it stands. */
-static int longer_table(struct bitmaps *m, const struct change *c, u64 to, struct err *e)
-{
-    u64 from = c->b.table_offset, had = c->b.table_size, copied = had - c->fresh;
-    if (to == from)
-        return plan_zero(m->s, from + had * 8, (c->entries - had) * 8, "new bitmap table entries",
-                         e);
-    return copied ? plan_copy(m->s, to, from, copied * 8, "a bitmap table, at its new place", e)
-                  : 0;
-}
-
-/* A cluster of bits at `off` in the place of an entry for ones: ones as far as the old disk goes.
- */
-static int ones(struct bitmaps *m, const struct change *c, u64 table, u64 off, struct err *e)
-{
-    u8 entry[8];
-    memset(m->work, 0xff, c->in / 8);
-    m->work[c->in / 8] = (u8)((1 << c->in % 8) - 1);
-    int rc = plan_write(m->s, off, m->work, div_up(c->in, 8), "bits of the old disk, all set", e);
-    put_be64(entry, off);
-    return rc ? rc : plan_write(m->s, table + c->last * 8, entry, 8, "link the cluster of bits", e);
-}
-
-/* Zeros in the last cluster of bits that stays, past the end of the disk. */
-static int clear_rest(struct bitmaps *m, const struct change *c, struct err *e)
-{
-    u64 at = entry_cluster(c) + c->in / 8, end = entry_cluster(c) + m->img->unit;
-    bool any = false;
-    const u8 *p;
-    int rc = window_get(&m->img->win2, m->img->file[0], at, 1, end, &p, e);
-    if (rc)
-        return rc;
-    u8 was = *p, byte = was & ((1 << c->in % 8) - 1);
-    if (byte != was)
-        rc = plan_write(m->s, at, &byte, 1, "bits past the end of the disk", e);
-    for (u64 i = ++at, n; !rc && !any && i < end; i += n) {
-        n = min_u64(end - i, BLK_SECTOR_MAX);
-        rc = window_get(&m->img->win2, m->img->file[0], i, (u32)n, end, &p, e);
-        for (u64 k = 0; !rc && k < n; k++)
-            any |= p[k] != 0;
-    }
-    return rc || !any ? rc : plan_zero(m->s, at, end - at, "bits past the end of the disk", e);
-}
-
-/* Lists the clusters of bits past the new end, and those of the table that are not needed for what
- * stays. What no sound bitmap names leaks. */
-static int list_cut(struct bitmaps *m, const struct change *c, struct err *e)
-{
-    u64 first = c->b.table_offset >> m->q->cluster_bits;
-    for (u64 i = c->entries; i < c->b.table_size; i++) {
-        u64 entry;
-        bool sound;
-        int rc = qcow2_bitmap_entry(m->img, &c->b, i, &entry, &sound, e);
-        if (rc)
-            return rc;
-        if (sound && (entry & QCOW2_OFFSET_MASK))
-            qcow2_drop_add(&m->drop, (entry & QCOW2_OFFSET_MASK) >> m->q->cluster_bits);
-    }
-    for (u64 i = table_clusters(m, c->entries); i < table_clusters(m, c->b.table_size); i++)
-        qcow2_drop_add(&m->drop, first + i);
-    return 0;
-}
-
-/* *next: the first new cluster that nobody has. */
-static int change_one(struct bitmaps *m, const struct change *c, u64 *next, struct err *e)
-{
-    u64 table = c->table ? *next * m->img->unit : c->b.table_offset;
-    u8 fields[12];
-    int rc = 0;
-    *next += c->table;
-    if (c->entries > c->b.table_size)
-        rc = longer_table(m, c, table, e);
-    if (!rc && c->fresh)
-        rc = ones(m, c, table, (*next)++ * m->img->unit, e);
-    else if (!rc && entry_cluster(c))
-        rc = clear_rest(m, c, e);
-    if (!rc && c->entries < c->b.table_size)
-        rc = list_cut(m, c, e);
-    if (rc || c->entries == c->b.table_size)
-        return rc;
-    put_be64(fields, table);
-    put_be32(fields + 8, (u32)c->entries);
-    return plan_write(m->s, c->b.off + QB_TABLE_OFFSET, fields, sizeof fields,
-                      "the bitmap's table, and how long it is now", e);
 }
 
 /* An epoch: the next few bitmaps. No order is needed while they are stale. */
@@ -248,9 +92,9 @@ static int step(struct bitmaps *m, struct err *e)
         rc = plan_length(m->s, want, "whole clusters, for the bitmaps", e);
     u64 at = m->v[V_BITMAPS_AT], next = a.payload.first;
     for (u64 i = m->v[V_BITMAPS] - 1; !rc && i < m->end; i++) {
-        struct change c;
-        if (!(rc = look(m, at, &c, e)) && !c.none)
-            rc = change_one(m, &c, &next, e);
+        struct qcow2_bitmap_change c;
+        if (!(rc = qcow2_bitmap_change(m->img, m->new_size, at, &c, e)) && !c.none)
+            rc = qcow2_bitmap_emit(m->img, &c, &next, m->work, &m->drop, m->s, e);
         at += c.b.len;
     }
     if (!rc && m->clusters)
@@ -273,7 +117,8 @@ static u64 run_key(u64 first, u64 cnt)
 }
 
 /* Will be written in place: must be counted once, or somebody else has it too. */
-static int check_counts(struct bitmaps *m, u64 off, u64 cnt, const struct change *c, struct err *e)
+static int check_counts(struct bitmaps *m, u64 off, u64 cnt, const struct qcow2_bitmap *b,
+                        struct err *e)
 {
     for (u64 i = 0; i < cnt; i++) {
         u64 idx = (off >> m->q->cluster_bits) + i, count;
@@ -284,7 +129,7 @@ static int check_counts(struct bitmaps *m, u64 off, u64 cnt, const struct change
                                         "A cluster of bitmap '{name}', at {off}, is counted {val} "
                                         "times; run 'qemu-img check -r all' on the image",
                                         idx << m->q->cluster_bits, count),
-                                   &c->b);
+                                   b);
         if (rc)
             return rc;
     }
@@ -334,14 +179,13 @@ static int survey(struct bitmaps *m, size_t work_len, struct err *e)
     assert((nb + 2 * cap) * 8 <= work_len);
     int rc = list_blocks(m, keys, &cnt, e);
     for (u64 i = 0; !rc && i < nb; i++) {
-        struct change c;
-        if ((rc = look(m, at, &c, e)))
+        struct qcow2_bitmap_change c;
+        if ((rc = qcow2_bitmap_change(m->img, m->new_size, at, &c, e)))
             return rc;
-        u64 clusters = table_clusters(m, c.b.table_size), data = entry_cluster(&c);
         names[i] = c.b.name_hash;
-        keys[cnt++] = run_key(c.b.table_offset >> m->q->cluster_bits, clusters);
-        if (data)
-            keys[cnt++] = run_key(data >> m->q->cluster_bits, 1);
+        keys[cnt++] = run_key(c.b.table_offset >> m->q->cluster_bits, c.had);
+        if (c.bits)
+            keys[cnt++] = run_key(c.bits >> m->q->cluster_bits, 1);
         at += c.b.len;
     }
     if (!rc && at != m->q->bitmap_directory_size)
@@ -362,14 +206,14 @@ static int rehearse_bitmaps(struct bitmaps *m, u64 *clusters, struct err *e)
         if (!rc && m->clusters)
             rc = qcow2_alloc_place(m->img, m->clusters, m->free, m->frees, &a, e);
         for (u64 i = m->v[V_BITMAPS] - 1; !rc && i < m->end; i++) {
-            struct change c;
-            rc = look(m, at, &c, e);
+            struct qcow2_bitmap_change c;
+            rc = qcow2_bitmap_change(m->img, m->new_size, at, &c, e);
             at += c.b.len;
             if (rc || c.none)
                 continue;
-            rc = check_counts(m, c.b.table_offset, table_clusters(m, c.b.table_size), &c, e);
-            if (!rc && entry_cluster(&c))
-                rc = check_counts(m, entry_cluster(&c), 1, &c, e);
+            rc = check_counts(m, c.b.table_offset, c.had, &c.b, e);
+            if (!rc && c.bits)
+                rc = check_counts(m, c.bits, 1, &c.b, e);
         }
         if (rc)
             return rc;
@@ -456,7 +300,6 @@ int qcow2_plan_bitmaps(struct image *img, const struct resize_args *a, struct pl
                         .q = &img->u.qcow2,
                         .s = s,
                         .v = state->v,
-                        .old_size = img->size,
                         .new_size = a->new_size,
                         .work = a->work};
     int rc = qcow2_bitmap_directory(img, e);
