@@ -395,6 +395,140 @@ static void every_crash_state(void)
     CHECK(again > 30);
 }
 
+/* ---- P10: a text that moves across sectors ---- */
+
+/* clang-format off */
+static const struct resize_case journalled[] = {
+    { "a digit more", { .size = 99999 * 512, .grain = 8, .every = 500, .sectors = 1, .pad = 250 },
+        100000 * 512 },
+    { "and directories that move", { .size = 9999 * 512, .grain = 8, .gtes = 4, .every = 50,
+        .sectors = 1, .pad = 250, .last = true, .stale_rest = true }, 100000 * 512 },
+    { "a digit less", { .size = 100000 * 512, .grain = 8, .every = 500, .sectors = 1,
+        .pad = 250 }, 90000 * 512 },
+    { "numbers in two sectors", { .size = 9992 * 512, .grain = 8, .every = 70, .sectors = 1,
+        .pad = 270, .shuffled = true }, 80 * 512 },
+    { "a number across two", { .size = 9992 * 512, .grain = 8, .every = 70, .sectors = 1,
+        .pad = 372 }, 8000 * 512 },
+    { "a text of many sectors", { .size = 9992 * 512, .grain = 8, .every = 70, .sectors = 1,
+        .pad = 250, .full = true, .no_ddb = true, .slot = 12 }, 900 * 512 },
+};
+/* clang-format on */
+enum { JOURNALLED = sizeof journalled / sizeof journalled[0] };
+
+/* Entries [from, to) of a log once more, onto b. */
+static void replay(struct blk *b, const struct blk_record *done, size_t from, size_t to)
+{
+    struct err e = {0};
+    for (size_t i = from; i < to; i++) {
+        const struct record_entry *w = &done->log[i];
+        if (w->kind == REC_WRITE)
+            blk_write(b, w->off, w->data, w->len, &e);
+        else if (w->kind == REC_ZERO)
+            blk_zero(b, w->off, w->len, false, &e);
+        else if (w->kind == REC_DISCARD)
+            blk_discard(b, w->off, w->len, &e);
+        else if (w->kind == REC_FLUSH)
+            blk_flush(b, &e);
+        else
+            blk_grow(b, w->len, &e);
+    }
+    CHECK_ERR(&e, OK);
+}
+
+struct rollback {
+    struct crash *c;
+    const struct blk_mem *before;   /* the epoch */
+    const struct vmdk_run_out *out; /* what the journal was shown */
+    u64 needed;                     /* states that nobody could read without it */
+};
+
+/* Only what was announced has changed; once it is put back, all is well. */
+static bool judge_journalled(void *ctx, struct blk_mem *state, const char *what)
+{
+    struct rollback *k = ctx;
+    struct vmdk_verdict v;
+    struct blk_mem back;
+    bool same = state->length == k->before->length;
+    k->needed += wrong(k->c, state, &v) != NULL;
+    for (u64 off = 0; same && off < state->length; off += 512) {
+        u8 then[512], now[512];
+        unsigned i = 0;
+        if (blk_mem_hole(state, off, 512) && blk_mem_hole(k->before, off, 512))
+            continue;
+        blk_mem_get(k->before, off, then, 512);
+        blk_mem_get(state, off, now, 512);
+        while (i < k->out->undo && k->out->undo_at[i] != off)
+            i++;
+        same = i < k->out->undo || !memcmp(then, now, 512);
+    }
+    if (!CHECK(same))
+        printf("    %s: more has changed than was announced\n", what);
+    blk_mem_over(&back, state);
+    for (unsigned i = 0; i < k->out->undo; i++) {
+        u8 old[512];
+        blk_mem_get(k->before, k->out->undo_at[i], old, 512);
+        blk_mem_put(&back, k->out->undo_at[i], old, 512);
+    }
+    bool more = judge(k->c, &back, what);
+    run_again(k->c, &back);
+    blk_mem_free(&back);
+    return more;
+}
+
+/* The states of one stretch of the log. */
+static u64 states_of(const struct blk_mem *m, const struct blk_record *done, size_t from, size_t to,
+                     record_judge *fn, struct rollback *k)
+{
+    struct blk_mem before;
+    struct blk_record r;
+    blk_mem_over(&before, m);
+    replay(&before.blk, done, 0, from);
+    blk_record_init(&r, &before);
+    replay(&r.blk, done, from, to);
+    k->before = &before;
+    u64 n = blk_record_states(&r, 7, RANDOM_SUBSETS, fn, fn == judge ? (void *)k->c : k);
+    blk_record_free(&r);
+    blk_mem_free(&before);
+    return n;
+}
+
+static void every_crash_state_of_a_journal(void)
+{
+    u64 total = 0, needed = 0;
+    for (unsigned i = 0; i < JOURNALLED; i++) {
+        struct blk_mem m;
+        struct blk_record r;
+        struct crash c;
+        struct vmdk_run_out out;
+        struct err e = {0};
+        size_t from = 0, to;
+        test_note("case %u, %s", i, journalled[i].name);
+        begin(&c, &m, &journalled[i]);
+        blk_record_init(&r, &m);
+        vmdk_run(&r.blk, journalled[i].new_size, PREALLOC_OFF, &out, &e);
+        CHECK_ERR(&e, OK);
+        if (!CHECK(out.undo > 1 && out.undo < 64))
+            break;
+        while (from < r.cnt && (r.log[from].kind != REC_WRITE ||
+                                r.log[from].off / 512 != out.undo_at[0] / 512))
+            from++;
+        for (to = from; to < r.cnt && r.log[to].kind != REC_FLUSH;)
+            to++;
+        struct rollback k = {.c = &c, .out = &out};
+        total += states_of(&m, &r, 0, from, judge, &k);
+        total += states_of(&m, &r, from, to + 1, judge_journalled, &k);
+        total += states_of(&m, &r, to + 1, r.cnt, judge, &k);
+        CHECK(!c.bad && c.opened_old && c.opened_new && c.again > 9);
+        needed += k.needed;
+        blk_record_free(&r);
+        blk_mem_free(&m);
+    }
+    test_note("%s", "");
+    printf("  %llu crash states, %llu of which the journal alone mends\n",
+           (unsigned long long)total, (unsigned long long)needed);
+    CHECK(needed > 100);
+}
+
 /* The recorded run once more, its first write to the header in front. */
 static void commit_first(struct blk *b, const struct blk_record *done)
 {
@@ -700,6 +834,7 @@ int main(void)
     RUN(noop_and_tail);
     RUN(descriptor_edits);
     RUN(every_crash_state);
+    RUN(every_crash_state_of_a_journal);
     RUN(canaries_are_caught);
     RUN(fault_sweep);
     RUN(hostile_tables);
