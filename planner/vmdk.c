@@ -49,9 +49,9 @@ static int commit(struct image *img, u64 size, u64 gd, u64 rgd, struct sink *s, 
         return rc;
     put_le64(p, size / VMDK_SECTOR);
     if (gd)
-        put_le64(p + VMH_GD_OFFSET - VMH_CAPACITY, gd / VMDK_SECTOR);
+        put_le64(p + (VMH_GD_OFFSET - VMH_CAPACITY), gd / VMDK_SECTOR);
     if (rgd)
-        put_le64(p + VMH_RGD_OFFSET - VMH_CAPACITY, rgd / VMDK_SECTOR);
+        put_le64(p + (VMH_RGD_OFFSET - VMH_CAPACITY), rgd / VMDK_SECTOR);
     rc = plan_commit(s, VMH_CAPACITY, p, gd || rgd ? sizeof p : 8, "the new size", e);
     return rc ? rc : plan_barrier(s, "the header says so", e);
 }

@@ -44,7 +44,7 @@ static int fill_directory(const struct grow *g, int c, struct err *e)
     u64 old = c ? g->v->rgd_offset : g->v->gd_offset, dir = g->g->dir[c] ? g->g->dir[c] : old;
     u8 *buf = g->a->work;
     int rc = 0;
-    if (g->g->dir[c])
+    if (g->g->dir[c] && g->in.have)
         rc = plan_copy(g->s, dir, old, g->in.have * 4, "a grain directory's longer copy", e);
     for (u64 idx = g->in.have, n; !rc && idx < g->in.want; idx += n) {
         n = min_u64(g->in.want - idx, VMDK_PIECE / 4);

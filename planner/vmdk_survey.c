@@ -138,7 +138,8 @@ static int survey_window(struct survey *s, struct err *e)
 static int survey_from(struct image *img, const struct resize_args *a, u64 from,
                        struct vmdk_survey *v, struct err *e)
 {
-    u64 total = div_up(img->file[0]->size + img->unit, VMDK_SECTOR);
+    u64 reach = (1ull << 32) * VMDK_SECTOR; /* an entry names nothing behind */
+    u64 total = div_up(min_u64(img->file[0]->size, reach) + img->unit, VMDK_SECTOR);
     struct survey s = {.img = img, .a = a, .v = v, .from = from};
     int rc = 0;
     assert(a->work_len > 3 * VMDK_PIECE);
