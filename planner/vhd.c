@@ -42,7 +42,8 @@ static int check_supported(const struct image *img, const struct resize_args *a,
         return FAIL(e, ERR_UNSUPPORTED_SUBFORMAT,
                     "The file's length is not a multiple of 512, but a footer ends it",
                     v->tail_offset, 0);
-    if (to->size > img->size && to->size < v->current_size) /* some readers would see it shrink */
+    const struct vhd_size now = vhd_size_now(img);
+    if (to->size > img->size && to->size < vhd_disk_end(v, &now)) /* some would see it shrink */
         return FAIL(e, ERR_OVERLAY_CORRUPT,
                     "The footer's geometry and its size of {val} bytes are not of one disk",
                     VF_CURRENT_SIZE, v->current_size);

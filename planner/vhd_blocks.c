@@ -14,7 +14,9 @@ void vhd_blocks_init(struct vhd_blocks *b, struct image *img, const struct resiz
                              .buf = a->work,
                              .starts = (u32 *)((u8 *)a->work + PIECE),
                              .cap = (a->work_len - PIECE) / 4};
-    b->buckets = img->u.vhd.data_end / vhd_block_span(&img->u.vhd) + 1;
+    /* an entry names no sector behind that, however long the file is */
+    u64 end = min_u64(img->u.vhd.data_end, (u64)VHD_UNUSED * VHD_SECTOR);
+    b->buckets = end / vhd_block_span(&img->u.vhd) + 1;
     b->cap = min_u64(b->cap, b->buckets);
 }
 
@@ -113,7 +115,7 @@ int vhd_blocks_scan(struct vhd_blocks *b, u64 keep, struct vhd_found *f, struct 
         f->next = min_u64(f->next, v->header_offset);
     b->top = 0;
     u64 first = 0, step = vhd_blocks_whole(b) ? b->cap : b->cap - 1; /* windows share a bucket */
-    for (; !rc && first < b->buckets; first += step) {
+    for (; !rc && first <= b->top; first += step) { /* which the first window's scan finds */
         f->stale_first = f->stale_end = 0;
         rc = scan_window(b, first, keep, f, e);
     }

@@ -83,7 +83,7 @@ int vhd_plan_grow_fixed(struct image *img, const struct resize_args *a, const st
                         struct plan_state *state, struct sink *s, struct err *e)
 {
     const struct vhd_size now = vhd_size_now(img);
-    u64 tail = img->u.vhd.tail_offset, end = vhd_disk_end(&now);
+    u64 tail = img->u.vhd.tail_offset, end = vhd_disk_end(&img->u.vhd, &now);
     u32 unit = img->file[0]->insert_unit;
     u8 footer[VF_LENGTH];
     int rc = vhd_footer_make(img, tail, to, footer, e);

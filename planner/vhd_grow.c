@@ -18,9 +18,12 @@ struct vhd_size vhd_size_now(const struct image *img)
     return (struct vhd_size){img->size, img->u.vhd.current_size, img->u.vhd.geometry};
 }
 
-u64 vhd_disk_end(const struct vhd_size *size)
+u64 vhd_disk_end(const struct vhd *v, const struct vhd_size *size)
 {
-    return max_u64(size->size, round_up(size->current_size, VHD_SECTOR));
+    u64 end = max_u64(size->size, round_up(size->current_size, VHD_SECTOR));
+    u64 chs = vhd_chs_sectors(size->geometry);
+    bool read = chs != VHD_CHS_MAX && !vhd_never_by_chs(v);
+    return read ? max_u64(end, chs * VHD_SECTOR) : end;
 }
 
 int vhd_fill_table(const struct resize_args *a, u64 off, u64 len, struct sink *s, const char *why,
@@ -127,7 +130,7 @@ static int prepare(struct grow *g, struct err *e)
                             (f->stale_end - f->stale_first) * 4, g->s,
                             "entries past the old end of the disk", e);
     if (!rc)
-        rc = vhd_zero_rest(g->img, vhd_disk_end(&g->now), g->s, e);
+        rc = vhd_zero_rest(g->img, vhd_disk_end(g->v, &g->now), g->s, e);
     return rc ? rc : plan_barrier(g->s, "what the new size will show", e);
 }
 
@@ -155,7 +158,7 @@ int vhd_plan_grow(struct image *img, const struct resize_args *a, const struct v
     struct vhd_blocks blocks;
     u64 want = div_up(to->size, img->unit), size = img->file[0]->size;
     g.tail = v->tail_offset;
-    g.keep = min_u64(div_up(vhd_disk_end(&g.now), img->unit), v->max_table_entries);
+    g.keep = min_u64(div_up(vhd_disk_end(v, &g.now), img->unit), v->max_table_entries);
     if (want > TABLE_MAX)
         return FAIL(
             e, ERR_INVALID_NEW_SIZE,
@@ -175,7 +178,7 @@ int vhd_plan_grow(struct image *img, const struct resize_args *a, const struct v
     state->v[V_SETTLE] = true;
     state->v[V_LEAST] = a->may_shorten ? 0 : size;
     state->more = g.tail != used_end || max_u64(size, g.tail + VF_LENGTH) != used_end + VF_LENGTH;
-    if (state->more && !g.tail)
-        state->eventual = max_u64(size, used_end + VF_LENGTH);
+    if (state->more)
+        state->eventual = max_u64(round_up(size, VHD_SECTOR), used_end + VF_LENGTH);
     return 0;
 }

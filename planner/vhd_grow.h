@@ -20,7 +20,7 @@ int vhd_plan_grow(struct image *img, const struct resize_args *a, const struct v
 /* What the footers say now. */
 struct vhd_size vhd_size_now(const struct image *img);
 /* Where the disk ends for the reader that sees most of it. */
-u64 vhd_disk_end(const struct vhd_size *size);
+u64 vhd_disk_end(const struct vhd *v, const struct vhd_size *size);
 /* 0xff over [off, off+len) of a BAT: no blocks. Uses the first MiB of the memory for work. */
 int vhd_fill_table(const struct resize_args *a, u64 off, u64 len, struct sink *s, const char *why,
                    struct err *e);

@@ -62,7 +62,7 @@ int vhd_plan_shrink(struct image *img, const struct resize_args *a, const struct
     const struct vhd *v = &img->u.vhd;
     struct vhd_blocks blocks;
     struct vhd_found found;
-    u64 end = vhd_disk_end(to), keep = min_u64(div_up(end, img->unit), v->max_table_entries);
+    u64 end = vhd_disk_end(v, to), keep = min_u64(div_up(end, img->unit), v->max_table_entries);
     vhd_blocks_init(&blocks, img, a);
     int rc = vhd_blocks_scan(&blocks, keep, &found, e);
     if (!rc && to->size == img->size && settled(img, &found, a->may_shorten))

@@ -32,10 +32,15 @@ static struct vhd_size exact(u64 sectors, struct vhd_geometry g)
     return (struct vhd_size){sectors * VHD_SECTOR, sectors * VHD_SECTOR, g};
 }
 
+bool vhd_never_by_chs(const struct vhd *v)
+{
+    static const char *const current[] = {"win ", "qem2", "d2v ", "tap\0", "CTXS", NULL};
+    return created_by(v, current);
+}
+
 struct vhd_size vhd_fit(const struct vhd *v, u64 now, u64 want)
 {
     static const char *const geometry[] = {"qemu", "vpc ", NULL};
-    static const char *const current[] = {"win ", "qem2", "d2v ", "tap\0", "CTXS", NULL};
     u64 sectors = div_up(want, VHD_SECTOR);
     struct vhd_geometry g = vhd_chs(sectors);
     struct vhd_size s;
@@ -44,7 +49,7 @@ struct vhd_size vhd_fit(const struct vhd *v, u64 now, u64 want)
             sectors = max_u64(sectors, div_up(v->current_size, VHD_SECTOR));
         s = by_geometry(sectors);
     } else {
-        bool all = created_by(v, current);
+        bool all = vhd_never_by_chs(v);
         if (all ? vhd_chs_sectors(v->geometry) == VHD_CHS_MAX : vhd_chs_sectors(g) != sectors)
             g = largest;
         s = exact(sectors, g);

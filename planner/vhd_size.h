@@ -27,6 +27,9 @@ struct vhd_size {
  * says that size, else the largest, which no reader goes by. */
 struct vhd_size vhd_fit(const struct vhd *v, u64 now, u64 want);
 
+/* Does no reader, of whatever version, go by the geometry of this creator's images? */
+bool vhd_never_by_chs(const struct vhd *v);
+
 enum vhd_grow_action { VHD_TABLE_ENOUGH, VHD_TABLE_IN_PLACE, VHD_TABLE_MOVES };
 
 struct vhd_grow_in {
