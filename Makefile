@@ -184,16 +184,42 @@ $(B)/tests/test_mutate: $(B)/host/tests/fuzz_evil.o $(B)/host/tests/fuzz_trial.o
 FUZZ_HOST_O := $(FUZZ_PARTS:%=$(B)/host/tests/%.o) $(HOST_PURE_O)
 $(B)/fuzz/replay-qcow2: $(B)/host/tests/fuzz_qcow2.o
 $(B)/fuzz/replay-canary: $(B)/host/tests/fuzz_qcow2-canary1.o
-$(B)/fuzz/replay-%: $(B)/host/tests/fuzz_main.o $(FUZZ_HOST_O)
+$(B)/fuzz/replay-qcow2 $(B)/fuzz/replay-canary: $(B)/host/tests/fuzz_main.o $(FUZZ_HOST_O)
+	@mkdir -p $(@D)
+	$(CC) $(HOST_CFLAGS) -o $@ $^ -lz -lzstd
+
+# The other formats: one target, which links what each format adds.
+FUZZ_DISKS := vhd vhdx vmdk
+FUZZ_DISK_PARTS := fuzz_change fuzz_evil fuzz_input blk_mem test
+FUZZ_DISK_HOST_O := $(FUZZ_DISK_PARTS:%=$(B)/host/tests/%.o) $(HOST_PURE_O)
+FUZZ_OF_vhd  := vhd_judge vhd_make
+FUZZ_OF_vhdx := vhdx_judge vhdx_make qcow2_judge qcow2_make
+FUZZ_OF_vmdk := vmdk_judge
+define fuzz_disk # format
+$(B)/fuzz/replay-$(1): $(B)/host/tests/fuzz_disk.o
+$(B)/fuzz/replay-canary-$(1): $(B)/host/tests/fuzz_disk-canary1.o
+$(B)/fuzz/$(1): $(B)/fuzz/tests/fuzz_disk.o
+$(B)/fuzz/canary-$(1): $(B)/fuzz/tests/fuzz_disk-canary2.o
+$(B)/fuzz/replay-$(1) $(B)/fuzz/replay-canary-$(1): $(B)/host/tests/fuzz_main.o \
+        $(B)/host/tests/fuzz_$(1).o $(FUZZ_OF_$(1):%=$(B)/host/tests/%.o) $(FUZZ_DISK_HOST_O)
+	@mkdir -p $$(@D)
+	$$(CC) $$(HOST_CFLAGS) -o $$@ $$^ -lz -lzstd
+$(B)/fuzz/$(1) $(B)/fuzz/canary-$(1): $(B)/fuzz/tests/fuzz_$(1).o \
+        $(FUZZ_OF_$(1):%=$(B)/fuzz/tests/%.o) $(FUZZ_DISK_HOST_O:$(B)/host/%=$(B)/fuzz/%)
+	$$(CLANG) $$(FUZZ_CFLAGS) -fsanitize=fuzzer -o $$@ $$^ -lz -lzstd
+endef
+$(foreach f,$(FUZZ_DISKS),$(eval $(call fuzz_disk,$(f))))
+$(B)/fuzz/make-disk-seeds: $(B)/host/tests/fuzz_disk_seeds_main.o $(B)/host/tests/fuzz_input.o \
+        $(HOST_SUPPORT_O) $(HOST_PURE_O)
 	@mkdir -p $(@D)
 	$(CC) $(HOST_CFLAGS) -o $@ $^ -lz -lzstd
 $(B)/fuzz/make-seeds: $(B)/host/tests/fuzz_seeds_main.o $(B)/host/tests/fuzz_input.o \
         $(HOST_SUPPORT_O) $(HOST_PURE_O)
 	@mkdir -p $(@D)
 	$(CC) $(HOST_CFLAGS) -o $@ $^ -lz -lzstd
-$(B)/host/tests/fuzz_qcow2-canary1.o: $(B)/host/tests/fuzz_qcow2-canary%.o: tests/fuzz_qcow2.c
+$(B)/host/tests/%-canary1.o: tests/%.c
 	@mkdir -p $(@D)
-	$(CC) $(HOST_CFLAGS) $(INC_tests) -DFUZZ_CANARY=$* -MMD -MP -c -o $@ $<
+	$(CC) $(HOST_CFLAGS) $(INC_tests) -DFUZZ_CANARY=1 -MMD -MP -c -o $@ $<
 
 FUZZ_CFLAGS := $(HOST_CFLAGS) -fsanitize=fuzzer-no-link
 define compile_fuzz # folder
@@ -202,9 +228,9 @@ $(B)/fuzz/$(1)/%.o: $(1)/%.c
 	$(CLANG) $$(FUZZ_CFLAGS) $$(INC_$(1)) -MMD -MP -c -o $$@ $$<
 endef
 $(foreach d,formats planner tests,$(eval $(call compile_fuzz,$(d))))
-$(B)/fuzz/tests/fuzz_qcow2-canary2.o: $(B)/fuzz/tests/fuzz_qcow2-canary%.o: tests/fuzz_qcow2.c
+$(B)/fuzz/tests/%-canary2.o: tests/%.c
 	@mkdir -p $(@D)
-	$(CLANG) $(FUZZ_CFLAGS) $(INC_tests) -DFUZZ_CANARY=$* -MMD -MP -c -o $@ $<
+	$(CLANG) $(FUZZ_CFLAGS) $(INC_tests) -DFUZZ_CANARY=2 -MMD -MP -c -o $@ $<
 FUZZ_CLANG_O := $(patsubst $(B)/host/%,$(B)/fuzz/%,$(FUZZ_HOST_O))
 $(B)/fuzz/qcow2: $(B)/fuzz/tests/fuzz_qcow2.o
 $(B)/fuzz/canary: $(B)/fuzz/tests/fuzz_qcow2-canary2.o
@@ -348,16 +374,20 @@ check-unit: $(TESTS:%=$(B)/tests/%)
 	    '{} >{}.log 2>&1; s=$$?; echo "== {}"; cat {}.log; [ $$s = 0 ] || exit 255'
 
 # The corpus and the canaries; without libFuzzer, what needs none. `make fuzz T=minutes` explores.
-FUZZ_REPLAY := $(addprefix $(B)/fuzz/,make-seeds replay-qcow2 replay-canary)
+FUZZ_REPLAY := $(addprefix $(B)/fuzz/,make-seeds make-disk-seeds replay-qcow2 replay-canary \
+        $(FUZZ_DISKS:%=replay-%) $(FUZZ_DISKS:%=replay-canary-%))
+FUZZ_CANARIES := $(addprefix $(B)/fuzz/,canary $(FUZZ_DISKS:%=canary-%))
 T ?= 10
+FUZZ ?= qcow2 $(FUZZ_DISKS)
 check-fuzz: $(FUZZ_REPLAY)
-	@if $(FUZZER_LINKS); then $(MAKE) --no-print-directory -j2 $(B)/fuzz/qcow2 $(B)/fuzz/canary; \
-	    else rm -f $(B)/fuzz/canary; echo "$(CLANG) has no libFuzzer; why: $(B)/fuzz/links.txt"; fi
-	@$(PYTHON) tests/fuzz.py check $(B)
+	@if $(FUZZER_LINKS); then \
+	    $(MAKE) --no-print-directory -j2 $(FUZZ:%=$(B)/fuzz/%) $(FUZZ_CANARIES); \
+	    else rm -f $(FUZZ_CANARIES); echo "$(CLANG) has no libFuzzer; why: $(B)/fuzz/links.txt"; fi
+	@$(PYTHON) tests/fuzz.py check $(B) $(FUZZ)
 fuzz: $(FUZZ_REPLAY)
 	@$(FUZZER_LINKS) || { cat $(B)/fuzz/links.txt; echo "'make fuzz' needs clang with libFuzzer"; exit 1; }
-	@$(MAKE) -j2 $(B)/fuzz/qcow2
-	@$(PYTHON) tests/fuzz.py explore $(B) $(T)
+	@$(MAKE) -j2 $(FUZZ:%=$(B)/fuzz/%)
+	@$(PYTHON) tests/fuzz.py explore $(B) $(T) $(FUZZ)
 
 check-e2e: all guests tests
 	$(PYTHON) -m pytest -q -p no:cacheprovider -rs tests
@@ -408,7 +438,7 @@ help:
 	@echo 'make check        install what is missing, build, run every test'
 	@echo 'make bench        measure, side by side, and print a table'
 	@echo 'make gdb-resize   the kernel of resize (or info, noop) under gdb, on a copy of IMAGE='
-	@echo 'make fuzz T=10    look for images that break the planner, for ten minutes'
+	@echo 'make fuzz T=10    look for images that break the planners, for ten minutes [FUZZ=vhdx]'
 	@echo 'make install      into DESTDIR= PREFIX=/usr/local; make uninstall takes it away again'
 	@echo 'make deb          build/instar_$(VERSION)_amd64.deb'
 	@echo 'make check-unit check-fuzz check-e2e check-lint check-pure check-image-sizes   parts of check'

@@ -92,8 +92,34 @@ void blk_mem_put(struct blk_mem *m, u64 off, const void *buf, size_t len)
     }
 }
 
+/* Clears the pages of [off, off+len), which are whole, by going through those that there are. */
+static void clear_pages(struct blk_mem *m, u64 off, u64 len)
+{
+    for (const struct blk_mem *l = m->base; l; l = l->base)
+        for (size_t i = 0; i < l->slots_cnt; i++) {
+            u64 page = l->slots[i].page;
+            if (page && (page - 1) * MEM_PAGE - off < len)
+                own(m, page - 1, false);
+        }
+    for (size_t i = 0; i < m->slots_cnt; i++) {
+        struct mem_slot *s = &m->slots[i];
+        if (s->page && (s->page - 1) * MEM_PAGE - off < len) {
+            free(s->data);
+            s->data = NULL;
+        }
+    }
+}
+
 void blk_mem_clear(struct blk_mem *m, u64 off, u64 len)
 {
+    enum { MANY = 16 << 20 };
+    if (len > MANY) {
+        u64 first = round_up(off, MEM_PAGE), end = round_down(off + len, MEM_PAGE);
+        clear_pages(m, first, end - first);
+        blk_mem_clear(m, off, first - off);
+        len -= end - off;
+        off = end;
+    }
     for (u64 n; len; off += n, len -= n) {
         u64 page = off / MEM_PAGE, in = off % MEM_PAGE;
         n = min_u64(len, MEM_PAGE - in);

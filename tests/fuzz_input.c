@@ -108,7 +108,15 @@ static int by_number(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-/* make_pattern()'s bytes are odd; half a kilobyte of such is nothing else. */
+static u64 word(const struct blk_mem *m, u64 off)
+{
+    u8 b[8];
+    blk_mem_get(m, off, b, 8);
+    return be64(b);
+}
+
+/* make_pattern()'s bytes are odd; half a kilobyte of such is nothing else, but for a VHD's empty
+ * BAT. */
 static bool is_data(const struct blk_mem *m, u64 block)
 {
     u8 b[BLOCK], even = 0;
@@ -117,14 +125,7 @@ static bool is_data(const struct blk_mem *m, u64 block)
     blk_mem_get(m, block, b, BLOCK);
     for (unsigned i = 0; i < BLOCK; i++)
         even |= ~b[i] & 1;
-    return !even;
-}
-
-static u64 word(const struct blk_mem *m, u64 off)
-{
-    u8 b[8];
-    blk_mem_get(m, off, b, 8);
-    return be64(b);
+    return !even && word(m, block) != UINT64_MAX;
 }
 
 /* How many words from `off` on, up to `end`, go up by the same step. */

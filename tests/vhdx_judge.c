@@ -200,9 +200,9 @@ static void apply(struct judge *j, const uint8_t *e)
     uint64_t cnt = le(e + 24, 4), data = (64 + cnt * 32 + 4095) / 4096;
     for (uint64_t i = 0; i < cnt; i++) {
         const uint8_t *d = e + 64 + i * 32;
-        uint64_t off = le(d + 16, 8);
+        uint64_t off = le(d + 16, 8), room = off < j->m->length ? j->m->length - off : 0;
         if (!memcmp(d, "zero", 4)) {
-            if (off < 192 * K || off + le(d + 8, 8) > j->m->length)
+            if (off < 192 * K || le(d + 8, 8) > room)
                 corrupt(j, "the log clears what it may not", off);
             else
                 blk_mem_clear(j->m, off, le(d + 8, 8));
@@ -212,7 +212,7 @@ static void apply(struct judge *j, const uint8_t *e)
         memcpy(s, e + data++ * 4096, 4096);
         memcpy(s, d + 8, 8);
         memcpy(s + 4092, d + 4, 4);
-        if (off < 192 * K || off + 4096 > j->m->length)
+        if (off < 192 * K || room < 4096)
             corrupt(j, "the log writes where it may not", off);
         else
             blk_mem_put(j->m, off, s, 4096);
