@@ -175,6 +175,18 @@ static inline bool is_pow2(u64 v)
 {
     return v && !(v & (v - 1));
 }
+static inline bool all_zero(const void *bytes, u64 len)
+{
+    const u8 *p = bytes;
+    for (u64 word; len >= 8; p += 8, len -= 8) {
+        memcpy(&word, p, 8);
+        if (word)
+            return false;
+    }
+    while (len && !*p)
+        p++, len--;
+    return !len;
+}
 /* Do [a, a+alen) and [b, b+blen) share a byte? Neither may wrap. */
 static inline bool ranges_overlap(u64 a, u64 alen, u64 b, u64 blen)
 {

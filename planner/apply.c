@@ -89,9 +89,7 @@ static int apply_emit(struct sink *s, const struct patch *p, struct err *e)
     digest_patch(&a->digest, p);
     if (p->commit &&
         (a->digest.hash != a->commit_digest.hash || a->digest.cnt != a->commit_digest.cnt))
-        return FAIL(e, ERR_HEADER_MISMATCH,
-                    "The image changed while it was being worked on; retry the operation", p->off,
-                    0);
+        return plan_changed(p->off, 0, e);
     switch (p->kind) {
     case PATCH_LENGTH:
         return lengthen(b, p->len, e);

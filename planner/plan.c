@@ -105,6 +105,12 @@ int plan_ignore(struct sink *s, const struct patch *p, struct err *e)
     return 0;
 }
 
+int plan_changed(u64 off, u64 val, struct err *e)
+{
+    return FAIL(e, ERR_HEADER_MISMATCH,
+                "The image changed while it was being worked on; retry the operation", off, val);
+}
+
 int plan_preallocate(struct sink *s, u8 slot, u64 off, u64 len, enum preallocation how, void *work,
                      struct err *e)
 {
@@ -157,8 +163,7 @@ static int apply_pass(const struct step *st, struct plan_state *state,
     if ((rc = image_reopen(st->img, e)) || (rc = st->run(st, state, &apply.sink, e)))
         return rc;
     if (apply.digest.hash != check->digest.hash || apply.digest.cnt != check->digest.cnt)
-        return FAIL(e, ERR_HEADER_MISMATCH,
-                    "The image changed while it was being worked on; retry the operation", 0, 0);
+        return plan_changed(0, 0, e);
     return 0;
 }
 

@@ -66,6 +66,8 @@ int plan_clear(struct sink *s, u64 off, u64 len, const char *why, struct err *e)
 int plan_copy(struct sink *s, u64 off, u64 from_off, u64 len, const char *why, struct err *e);
 int plan_discard(struct sink *s, u64 off, u64 len, const char *why, struct err *e);
 int plan_barrier(struct sink *s, const char *why, struct err *e);
+/* ERR_HEADER_MISMATCH: what an earlier pass or epoch has seen or made is not there any more. */
+int plan_changed(u64 off, u64 val, struct err *e);
 /* The emit of a sink that does nothing: for planners that want to know whether a later epoch would
  * be refused. */
 int plan_ignore(struct sink *s, const struct patch *p, struct err *e);

@@ -97,8 +97,7 @@ static int clear_rest(struct image *img, const struct qcow2_bitmap_change *c, st
     for (u64 i = ++at, n; !rc && !any && i < end; i += n) {
         n = min_u64(end - i, BLK_SECTOR_MAX);
         rc = window_get(&img->win2, img->file[0], i, (u32)n, end, &p, e);
-        for (u64 k = 0; !rc && k < n; k++)
-            any |= p[k] != 0;
+        any = !rc && !all_zero(p, n);
     }
     return rc || !any ? rc : plan_zero(s, at, end - at, "bits past the end of the disk", e);
 }

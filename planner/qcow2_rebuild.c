@@ -69,18 +69,13 @@ static u8 *block_of(struct rebuild *r, u64 block)
     return r->c.counts + (block - (r->c.first >> r->bits)) * r->img->unit;
 }
 
-static bool is_zero(const u8 *p, u64 len)
-{
-    return !p[0] && !memcmp(p, p + 1, len - 1);
-}
-
 /* The next of the new blocks, which is not zero; the file reads zero where it goes. */
 static int emit_block(struct rebuild *r, u64 block, const u8 *p, struct err *e)
 {
     u64 from = 0, to = r->img->unit, at = (r->c.end + r->blocks++) * r->img->unit;
-    while (is_zero(p + from, 512))
+    while (all_zero(p + from, 512))
         from += 512;
-    while (is_zero(p + to - 512, 512))
+    while (all_zero(p + to - 512, 512))
         to -= 512;
     r->exists[block / 8] |= (u8)(1 << block % 8);
     return plan_write(r->s, at + from, p + from, to - from, "a new refcount block", e);
@@ -92,10 +87,10 @@ static int emit_blocks(struct rebuild *r, struct err *e)
     u64 first = r->c.first >> r->bits, n = 0;
     u64 end = min_u64(first + (r->c.cnt >> r->bits), r->c.end >> r->bits);
     for (u64 b = first; b < end; b++)
-        n += !is_zero(block_of(r, b), r->img->unit);
+        n += !all_zero(block_of(r, b), r->img->unit);
     int rc = n ? lengthen(r, r->blocks + n, e) : 0;
     for (u64 b = first; !rc && n && b < end; b++)
-        if (!is_zero(block_of(r, b), r->img->unit))
+        if (!all_zero(block_of(r, b), r->img->unit))
             rc = emit_block(r, b, block_of(r, b), e);
     return rc;
 }
@@ -221,9 +216,7 @@ int qcow2_plan_rebuild(struct image *img, const struct resize_args *a, struct pl
     u64 clusters, table;
     int rc;
     if (state->epoch > 0)
-        return FAIL(e, ERR_HEADER_MISMATCH,
-                    "The image changed while it was being worked on; retry the operation",
-                    QH_INCOMPATIBLE_FEATURES, q->incompatible);
+        return plan_changed(QH_INCOMPATIBLE_FEATURES, q->incompatible, e);
     r.length = img->file[0]->size;
     assert(a->work_len > TABLE_MAX / 8);
     r.exists = a->work;

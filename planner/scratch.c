@@ -68,13 +68,6 @@ static int scratch_read(struct blk *b, u64 off, void *buf, size_t len, struct er
     return rc;
 }
 
-static bool is_zero(const u8 *p, size_t n)
-{
-    while (n && !*p)
-        p++, n--;
-    return !n;
-}
-
 /* A slot for the page; *i: which. */
 static int claim(struct scratch *s, u64 off, u32 *i, struct err *e)
 {
@@ -96,7 +89,7 @@ static int put(struct scratch *s, u64 off, const u8 *data, size_t n, struct err 
 {
     struct scratch_pool *p = s->pool;
     u32 i = find(p, key_of(s, off));
-    bool zeros = !data || is_zero(data, n), fresh = !p->key[i];
+    bool zeros = !data || all_zero(data, n), fresh = !p->key[i];
     if (fresh && zeros && round_down(off, SCRATCH_PAGE) >= s->below->size)
         return 0;
     int rc = claim(s, off, &i, e);

@@ -30,11 +30,8 @@ static int sector_of(struct undo *u, u8 slot, u64 sector, u8 **p, struct err *e)
 /* Zeros that are written behind the old end change nothing there: preallocation does that. */
 static bool appends_zeros(const struct undo *u, const struct patch *p, u64 off, u64 n)
 {
-    const u8 *data = (const u8 *)p->data + (off - p->off);
-    for (u64 i = 0; i < n; i++)
-        if (data[i])
-            return false;
-    return off >= u->img->file[p->slot]->size;
+    return off >= u->img->file[p->slot]->size &&
+           all_zero((const u8 *)p->data + (off - p->off), n);
 }
 
 int undo_patch(struct undo *u, const struct patch *p, struct err *e)

@@ -169,9 +169,7 @@ static int find_owners(struct vhd_blocks *b, struct vhd_move *m, u64 moves, stru
                 continue;
             u32 k = b->starts[entry / span_sectors(b)];
             if (k >= moves || m[k].from != (u64)entry * VHD_SECTOR)
-                return FAIL(e, ERR_HEADER_MISMATCH,
-                            "The image changed while it was being worked on; retry the operation",
-                            entry, 0);
+                return plan_changed(entry, 0, e);
             m[k].idx = idx + i;
         }
     }

@@ -48,8 +48,7 @@ int vhdx_resize(struct image *img, const struct resize_args *a, struct plan_stat
     if (rc || (rc = grow ? vhdx_grow_prepare(&p, e) : vhdx_shrink_prepare(&p, e)))
         return rc;
     if (img->u.vhdx.log.dirty && state->epoch)
-        return FAIL(e, ERR_HEADER_MISMATCH,
-                    "The image changed while it was being worked on; retry the operation", 0, 0);
+        return plan_changed(0, 0, e);
     if (img->u.vhdx.log.dirty) {
         state->more = true;
         state->eventual = p.length;

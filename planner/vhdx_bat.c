@@ -45,14 +45,6 @@ static void fill(const struct vhdx *v, const struct vhdx_bat_change *c, u64 firs
         put_le64(out + (i - idx) * 8, new_entry(v, c, i, le64(out + (i - idx) * 8)));
 }
 
-static bool all_zero(const u8 *p, u64 len)
-{
-    for (u64 i = 0; i < len; i += 8)
-        if (le64(p + i))
-            return false;
-    return true;
-}
-
 /* One sector of the BAT, which holds entries from idx on. */
 static int one_sector(struct image *img, struct window *win, const struct vhdx_bat_change *c,
                       u64 idx, struct vhdx_batch *b, struct err *e)

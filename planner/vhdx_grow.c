@@ -83,23 +83,6 @@ int vhdx_grow_prepare(struct vhdx_plan *p, struct err *e)
     return p->new_bat ? 0 : vhdx_bat_in_place(p->img, &p->work, &p->bat, &p->batch, e);
 }
 
-/* The host allocates what the new blocks take. */
-static int preallocate(struct vhdx_plan *p, struct err *e)
-{
-    u64 off = p->bat.payload, end = off + new_payload(p);
-    int rc = 0;
-    if (p->a->preallocation == PREALLOC_OFF || off == end)
-        return 0;
-    if (p->a->preallocation == PREALLOC_FALLOC)
-        return plan_zero(p->s, off, end - off, "preallocated: the host reserves the space", e);
-    memset(p->work.bitmap, 0, VHDX_CHUNK_BYTES);
-    for (u64 n; !rc && off < end; off += n) {
-        n = min_u64(end - off, VHDX_CHUNK_BYTES);
-        rc = plan_write(p->s, off, p->work.bitmap, n, "preallocated: zeros are written", e);
-    }
-    return rc;
-}
-
 int vhdx_grow_emit(struct vhdx_plan *p, struct err *e)
 {
     const struct vhdx *v = &p->img->u.vhdx;
@@ -108,7 +91,9 @@ int vhdx_grow_emit(struct vhdx_plan *p, struct err *e)
         (p->clear_len && (rc = plan_zero(p->s, p->clear_off, p->clear_len,
                                          "what is new, as far as the file reached", e))) ||
         (p->new_bat && (rc = vhdx_bat_move(p->img, &p->work, &p->bat, p->new_bat, p->s, e))) ||
-        (rc = preallocate(p, e)) || (rc = vhdx_commit(p, e)) || (rc = vhdx_end(p, e)))
+        (rc = plan_preallocate(p->s, 0, p->bat.payload, new_payload(p), p->a->preallocation,
+                               p->work.bitmap, e)) ||
+        (rc = vhdx_commit(p, e)) || (rc = vhdx_end(p, e)))
         return rc;
     if (p->new_bat &&
         (rc = plan_discard(p->s, v->bat_offset, v->bat_length, "where the BAT was", e)))

@@ -20,7 +20,7 @@ enum {
     VHDX_BAT_SECTORS = 60,        /* of them: what a BAT may take that stays where it is */
     VHDX_BITMAP_BYTES = 22 << 20, /* a bit for each MiB of the file: 176 TiB */
     VHDX_WINDOW_BYTES = 1 << 20,
-    VHDX_CHUNK_BYTES = 1 << 20, /* of zeros, or of BAT entries, in one patch */
+    VHDX_CHUNK_BYTES = 1 << 20, /* of BAT entries, in one patch */
 };
 
 /* The lent memory, by use; together less than PLAN_WORK. */

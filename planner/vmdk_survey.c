@@ -78,18 +78,6 @@ static int mark_metadata(struct survey *s, struct err *e)
     return rc || !v->rgd_offset ? rc : mark(s, v->rgd_offset, dir, e);
 }
 
-static bool all_zero(const u8 *p, u64 len)
-{
-    u64 sum = 0, word;
-    for (; len >= 8; p += 8, len -= 8) {
-        memcpy(&word, p, 8);
-        sum |= word;
-    }
-    while (len--)
-        sum |= *p++;
-    return !sum;
-}
-
 /* The entries of table i of a run. */
 static int mark_grains(struct survey *s, const struct vmdk_run *r, u64 i, struct err *e)
 {
