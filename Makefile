@@ -6,7 +6,7 @@
 
 OPS      := noop info resize rebase
 FORMATS  := err blk table formats crc32c raw qcow2 qcow2_tables qcow2_map qcow2_walk qcow2_bitmap vhd \
-            vhdx vhdx_log vhdx_map vmdk vmdk_descriptor
+            vhdx vhdx_metadata vhdx_log vhdx_map vmdk vmdk_descriptor
 PLANNERS := plan check apply undo scratch copy raw qcow2 qcow2_grow qcow2_shrink qcow2_fill qcow2_tail \
             qcow2_alloc qcow2_drop qcow2_refcount qcow2_header qcow2_data qcow2_rebuild qcow2_bitmaps qcow2_bitmap_change \
             qcow2_rebase qcow2_rebase_header qcow2_rebase_copy qcow2_census rebase_scan qcow2_end \

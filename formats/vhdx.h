@@ -104,6 +104,10 @@ struct facts;
 /* The format's members; see format.h. */
 bool vhdx_probe(struct blk *b);
 int vhdx_open(struct image *img, struct err *e);
+/* Its last step, in vhdx_metadata.c: regions are known by then. */
+int vhdx_open_metadata(struct image *img, struct err *e);
+/* A GUID as text, 36 characters and a NUL. */
+void vhdx_guid_text(const u8 g[16], char *to);
 
 /* Offset of header or region table 0 or 1. */
 static inline u64 vhdx_header_offset(unsigned i)
