@@ -16,7 +16,7 @@ PLANNERS := plan check apply undo scratch copy raw qcow2 qcow2_grow qcow2_shrink
 KERNEL   := start memory trap serial virtio virtio_mmio virtio_pci virtio_blk lib
 OPSBASE  := main disks report newsize images planhost
 LAUNCHER := main chain policy commands options size err codes text json paths disks locks growth insert undo recover request raw \
-        machines cmdline qemu qmp frames vm run outcome plan print hand decode
+        machines cmdline qemu qmp frames vm run outcome plan print rebase hand decode
 TESTS    := $(basename $(notdir $(wildcard tests/test_*.c)))
 GUESTS   := $(basename $(notdir $(wildcard tests/guest/*.c)))
 

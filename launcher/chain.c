@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * See chain.h. What a guest may ask for has been judged by outcome.c; here it is looked where the
- * name leads. A file that stands in the chain already closes a loop.
+ * name leads. A file that stands on the one that names it closes a loop.
  */
 #include "chain.h"
 #include "locks.h"
@@ -21,14 +21,23 @@ static bool same_file(const struct stat *a, const struct stat *b)
            (S_ISBLK(a->st_mode) && S_ISBLK(b->st_mode) && a->st_rdev == b->st_rdev);
 }
 
-/* The disk of this chain that is the open file, or NULL. Its own lock would be in the way. */
-static const struct disk *in_chain(const struct chain *c, int fd)
+/* The next disk after `after` that is the open file, or NULL. `after` NULL: the first one. */
+static struct disk *next_same(struct chain *c, const struct stat *now, const struct disk *after)
 {
-    struct stat now;
-    for (unsigned i = 0; i < c->count && fstat(fd, &now) == 0; i++)
-        if (same_file(&c->disks[i].before, &now))
-            return &c->disks[i];
+    for (struct disk *d = after ? c->disks + (after - c->disks) + 1 : c->disks;
+         d < c->disks + c->count; d++)
+        if (same_file(&d->before, now))
+            return d;
     return NULL;
+}
+
+/* Does the disk stand on disk `slot`, whatever lies between them, or is it that? */
+static bool leads_to(const struct chain *c, const struct disk *d, unsigned slot)
+{
+    unsigned i = (unsigned)(d - c->disks);
+    while (i != slot && c->disks[i].backing)
+        i = c->disks[i].backing;
+    return i == slot;
 }
 
 static int loop(const instar_NeedFile *need, const struct chain *c, const struct disk *known,
@@ -46,42 +55,106 @@ static int loop(const instar_NeedFile *need, const struct chain *c, const struct
     return -1;
 }
 
-/* The open file as the next disk; its name is shown, and must not look like words of ours. */
+/* The same file may be attached several times to be read, or be shared by chains; what closes a
+ * loop, or has two roles, may not. *shared: the disk that is it, of the same format, or NULL. */
+static int look_around(struct chain *c, const instar_NeedFile *need, const struct stat *now,
+                       struct disk **shared, struct err *e)
+{
+    struct disk *d = NULL;
+    *shared = NULL;
+    while ((d = next_same(c, now, d))) {
+        bool both_data = need->role == d->role && need->role == instar_Role_ROLE_DATA;
+        bool backing = need->role == instar_Role_ROLE_BACKING && d->role == need->role;
+        if (both_data ? need->writable || d->target
+                      : !backing || leads_to(c, d, (unsigned)need->slot))
+            return loop(need, c, d, e);
+        if (backing && strcmp(d->format, need->format) == 0)
+            *shared = d;
+    }
+    return 0;
+}
+
+/* The open file as the next disk, which has fd and path from then on; what fails leaves no trace.
+ * Its name is shown, and must not look like words of ours. */
 static int add(struct job *job, struct chain *c, const instar_NeedFile *need, int fd, char *path,
                bool writable, struct err *e)
 {
     struct disk *d = &c->disks[c->count];
     c->paths[c->count] = path;
-    c->count++; /* from here on chain_close() sees to it */
+    c->root[c->count] = c->root[need->slot];
     int r = disk_adopt(d, text_safe_copy(path, strlen(path)), fd, writable, job->sector, e);
     d->role = need->role;
     d->of = need->slot;
     d->target = need->writable;
-    if (need->role == instar_Role_ROLE_BACKING) {
+    if (need->role == instar_Role_ROLE_BACKING)
         d->format = strdup(need->format);
-        c->disks[need->slot].backing = c->count - 1;
-    }
-    return r < 0 ? r : recover_first(job, d, e);
+    if (r < 0 || (r = recover_first(job, d, e)) < 0)
+        return r;
+    c->count++; /* from here on chain_close() sees to it */
+    return 0;
 }
 
 static int attach(struct job *job, struct chain *c, const instar_NeedFile *need, struct err *e)
 {
     bool writable = need->writable && !job->request.dry_run;
-    char *path;
-    if (c->count == CHAIN_DISKS)
-        return err_set(e, instar_Code_CHAIN_DEPTH,
-                       "The chain of files that the image names is longer than %d",
-                       CHAIN_DISKS - 1);
     const char *holder = need->slot ? c->paths[need->slot] : job->image;
-    int fd = policy_open(&job->policy, job->image, holder, need, writable, &path, e);
+    const char *root = c->root[need->slot] ? c->root[need->slot] : job->image;
+    struct disk *shared, *holds = &c->disks[need->slot];
+    struct stat now;
+    unsigned next = c->count;
+    char *path;
+    int fd = policy_open(&job->policy, root, holder, need, writable, &path, e);
     if (fd < 0)
         return -1;
-    const struct disk *known = in_chain(c, fd);
-    if (!known)
-        return add(job, c, need, fd, path, writable, e);
-    free(path);
-    close(fd);
-    return loop(need, c, known, e);
+    int r = fstat(fd, &now);
+    if (r == 0)
+        r = look_around(c, need, &now, &shared, e);
+    if (r == 0 && !shared && next == CHAIN_DISKS)
+        r = err_set(e, instar_Code_CHAIN_DEPTH,
+                    "The chain of files that the image names is longer than %d", CHAIN_DISKS - 1);
+    if (r == 0 && !shared)
+        r = add(job, c, need, fd, path, writable, e);
+    if (c->count == next) {
+        free(path);
+        close(fd);
+    }
+    if (r == 0 && need->role == instar_Role_ROLE_BACKING)
+        holds->backing = shared ? (unsigned)(shared - c->disks) : next;
+    return r;
+}
+
+int chain_fork(struct job *job, struct chain *c, int fd, char *path, const char *name,
+               const char *format, struct err *e)
+{
+    instar_NeedFile need = {.role = instar_Role_ROLE_BACKING};
+    struct disk *shared;
+    struct stat now;
+    snprintf(need.format, sizeof need.format, "%s", format);
+    need.name.size = (pb_size_t)strnlen(name, sizeof need.name.bytes);
+    memcpy(need.name.bytes, name, need.name.size);
+    unsigned next = c->count;
+    int r = fstat(fd, &now) < 0 ? -1 : look_around(c, &need, &now, &shared, e);
+    if (r == 0)
+        r = add(job, c, &need, fd, path, false, e);
+    if (c->count == next) {
+        free(path);
+        close(fd);
+    } else {
+        c->root[next] = path;
+    }
+    return r;
+}
+
+/* Does nothing depend on the file? Then the guest does without it, but for what must not be. */
+static bool give_up(struct job *job, struct chain *c, const instar_NeedFile *need, struct err *e)
+{
+    if (!job->lenient || e->code == instar_Code_LOOP)
+        return false;
+    if (job->verbose)
+        fprintf(stderr, "going on without it: %s\n", e->text);
+    err_clear(e);
+    c->disks[need->slot].lost = true;
+    return true;
 }
 
 int chain_run(struct job *job, struct chain *c, instar_Outcome *out, struct err *e)
@@ -96,7 +169,7 @@ int chain_run(struct job *job, struct chain *c, instar_Outcome *out, struct err 
                     (unsigned)out->need_file.slot,
                     out->need_file.role == instar_Role_ROLE_DATA ? "an" : "a",
                     policy_kind(out->need_file.role));
-        if (attach(job, c, &out->need_file, e) < 0)
+        if (attach(job, c, &out->need_file, e) < 0 && !give_up(job, c, &out->need_file, e))
             return -1;
     }
 }

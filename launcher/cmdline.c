@@ -31,10 +31,10 @@ void cmdline_add_words(struct cmdline *c, const char *words)
 }
 
 void cmdline_machine(struct cmdline *c, const char *qemu, const struct machine *machine,
-                     enum accel accel, const char *kernel)
+                     enum accel accel, const char *kernel, unsigned disks)
 {
     cmdline_add(c, "%s", qemu);
-    cmdline_add_words(c, machine->args);
+    cmdline_add_words(c, disks > machine->slots ? machine->many : machine->args);
     cmdline_add_words(c, "-nodefaults -no-user-config -display none -no-reboot -m 128 "
                          "-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,"
                          "resourcecontrol=deny "

@@ -10,7 +10,7 @@
 #include "disks.h"
 #include "machines.h"
 
-enum { CMDLINE_WORDS = 160 };
+enum { CMDLINE_WORDS = 240 };
 
 struct cmdline {
     char *word[CMDLINE_WORDS + 1]; /* owned; NULL after the last */
@@ -23,9 +23,9 @@ void cmdline_add(struct cmdline *c, const char *format, ...) __attribute__((form
 /* A word for each of these, which are separated by single spaces. */
 void cmdline_add_words(struct cmdline *c, const char *words);
 
-/* QEMU itself, its machine, its cage and the kernel. */
+/* QEMU itself, its machine with room for so many disks, its cage and the kernel. */
 void cmdline_machine(struct cmdline *c, const char *qemu, const struct machine *machine,
-                     enum accel accel, const char *kernel);
+                     enum accel accel, const char *kernel, unsigned disks);
 
 /* Disk `n`: the node f<n> on `file` (-blockdev's words on the name and the locks), in slot n. */
 void cmdline_disk(struct cmdline *c, const struct machine *machine, unsigned n,

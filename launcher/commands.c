@@ -6,6 +6,7 @@
 #include "decode.h"
 #include "options.h"
 #include "print.h"
+#include "rebase.h"
 #include "recover.h"
 #include "size.h"
 
@@ -25,6 +26,16 @@ static int parse_resize(struct job *job, char **operands, int count, int words, 
         return options_usage(job, e, "Expecting image file name and size", "");
     job->image = operands[0];
     return size_parse_change(operands[1], &job->request.op.resize, e);
+}
+
+static int parse_rebase(struct job *job, char **operands, int count, int words, struct err *e)
+{
+    (void)words;
+    job->request.which_op = instar_Request_rebase_tag;
+    if (count != 1)
+        return options_usage(job, e, "Expecting one image file name", "");
+    job->image = operands[0];
+    return rebase_request(job, e);
 }
 
 static int parse_info(struct job *job, char **operands, int count, int words, struct err *e)
@@ -73,6 +84,8 @@ static const struct command commands[] = {
      .print = print_resize,
      .json = json_resize,
      .own = resize_options,
+     .undone = "has its old size and all its data",
+     .either = "has its old size or its new one, and all its data",
      .about =
          "Changes the size of the virtual disk in IMAGE to SIZE, or by +SIZE or -SIZE. SIZE is in\n"
          "bytes, or has one of the suffixes k, M, G, T, P, E (powers of 1024); 1.5G and 0x4000 "
@@ -84,6 +97,27 @@ static const struct command commands[] = {
          "  instar-launch resize disk.qcow2 +5G --dry-run  what that would write, and why\n"
          "  instar-launch resize -f qcow2 disk.qcow2 100G  exactly 100 GiB; nothing is guessed\n"
          "  instar-launch resize -f raw disk.img -1G --shrink\n"},
+    {.name = "rebase",
+     .image = "rebase.elf",
+     .operands = "-b BACKING -F FMT IMAGE",
+     .writes = true,
+     .parse = parse_rebase,
+     .print = rebase_print,
+     .json = rebase_json,
+     .own = rebase_options,
+     .undone = "stands on what it stood on, and shows what it showed",
+     .either = "stands on its old backing file or on the new one, and has all its data",
+     .about =
+         "Makes the overlay IMAGE stand on the file BACKING instead of what it stands on now;\n"
+         "with -b \"\" it stands alone afterwards. Its disk shows what it showed: where the two\n"
+         "differ, data is copied into IMAGE first. With -u only the reference is changed,\n"
+         "for a backing file that was moved or converted: that it holds the same is your word.\n"
+         "A relative name belongs to the directory of IMAGE. It is stored as you type it.\n",
+     .examples =
+         "  instar-launch rebase -b base2.img -F raw vm.qcow2  copy what differs, then switch\n"
+         "  instar-launch rebase -b base2.img -F raw vm.qcow2 --check-only  how much is that?\n"
+         "  instar-launch rebase -b \"\" vm.qcow2               it stands alone\n"
+         "  instar-launch rebase -u -b /new/place/base.img -F raw vm.qcow2\n"},
     {.name = "info",
      .image = "info.elf",
      .operands = "IMAGE",

@@ -33,10 +33,17 @@ struct job {
     const char *hand; /* --print-qemu: the directory, or NULL */
     bool gdb;
     struct policy policy; /* for names that an image holds */
+    bool lenient;         /* the operation can do without the files that images name */
     unsigned timeout; /* seconds without a frame; 0: for ever */
     const char *qemu, *images;
     bool limited; /* --max-growth was given */
     uint64_t max_growth;
+
+    struct {
+        const char *backing, *format; /* -b, -F; NULL: not given */
+        bool unsafe, check_only, progress;
+        bool shown; /* the line of the progress has not ended yet */
+    } rebase;
 
     struct json out;  /* the object on stdout */
     uint64_t patches; /* of a dry run, printed so far */
@@ -52,6 +59,8 @@ struct command {
     void (*json)(struct job *, const struct disk *, const instar_Outcome *);
     int (*host)(struct job *, struct err *); /* what it does where it needs no VM */
     const struct option_row *own; /* its options besides those of all VMs */
+    const char *undone, *either;  /* what is so of an image whose change was rolled back, or was
+                                   * interrupted; of verbs that write in a VM */
     const char *about, *examples;
 };
 

@@ -97,6 +97,7 @@ static void show_error(struct json *j, const instar_Error *x)
         json_bytes(j, "name", x->name.bytes, x->name.size);
     text(j, "file", x->file);
     number(j, "line", x->line);
+    number(j, "disk", x->disk);
     json_close(j, '}');
 }
 
@@ -120,6 +121,16 @@ static void show_info(struct json *j, const instar_InfoResult *r)
     json_close(j, '}');
 }
 
+static void show_lengths(struct json *j, const instar_FileLength *l, unsigned count)
+{
+    if (!count)
+        return;
+    json_open(j, "files_after", '[');
+    for (unsigned i = 0; i < count; i++)
+        show_length(j, l[i].slot, l[i].length);
+    json_close(j, ']');
+}
+
 static void show_resize(struct json *j, const instar_ResizeResult *r)
 {
     json_open(j, "resize", '{');
@@ -133,14 +144,30 @@ static void show_resize(struct json *j, const instar_ResizeResult *r)
     json_flag(j, "probed", r->probed);
     if (r->more)
         json_flag(j, "more", true);
-    if (r->files_after_count) {
-        json_open(j, "files_after", '[');
-        for (unsigned i = 0; i < r->files_after_count; i++)
-            show_length(j, r->files_after[i].slot, r->files_after[i].length);
-        json_close(j, ']');
-    }
+    show_lengths(j, r->files_after, r->files_after_count);
     if (*r->warning)
         json_text(j, "warning", r->warning);
+    if (r->rebuilt)
+        json_flag(j, "rebuilt", true);
+    if (r->eventual_file_size)
+        json_number(j, "eventual_file_size", r->eventual_file_size);
+    json_close(j, '}');
+}
+
+static void show_rebase(struct json *j, const instar_RebaseResult *r)
+{
+    json_open(j, "rebase", '{');
+    json_text(j, "overlay_format", r->overlay_format);
+    json_text(j, "mode", r->mode);
+    json_number(j, "clusters_copied", r->clusters_copied);
+    json_number(j, "bytes_copied", r->bytes_copied);
+    json_number(j, "file_size_before", r->file_size_before);
+    json_number(j, "file_size_after", r->file_size_after);
+    number(j, "error", r->error);
+    json_flag(j, "probed", r->probed);
+    if (r->more)
+        json_flag(j, "more", true);
+    show_lengths(j, r->files_after, r->files_after_count);
     if (r->rebuilt)
         json_flag(j, "rebuilt", true);
     if (r->eventual_file_size)
@@ -177,6 +204,9 @@ static void show_outcome(struct json *j, const instar_Outcome *o)
         break;
     case instar_Outcome_resize_tag:
         show_resize(j, &o->result.resize);
+        break;
+    case instar_Outcome_rebase_tag:
+        show_rebase(j, &o->result.rebase);
         break;
     }
 }

@@ -29,18 +29,31 @@ int err_set(struct err *e, instar_Code code, const char *format, ...)
     return -1;
 }
 
+/* Two texts become one. */
+static void join(struct err *e, char *first, const char *between, char *second)
+{
+    char *text;
+    if (asprintf(&text, "%s%s%s", first, between, second) < 0)
+        abort();
+    free(first);
+    free(second);
+    e->text = text;
+}
+
+void err_prefix(struct err *e, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    join(e, format_text(format, args), "", e->text);
+    va_end(args);
+}
+
 void err_add(struct err *e, const char *format, ...)
 {
     va_list args;
     va_start(args, format);
-    char *line = format_text(format, args);
+    join(e, e->text, "\n", format_text(format, args));
     va_end(args);
-    char *text;
-    if (asprintf(&text, "%s\n%s", e->text, line) < 0)
-        abort();
-    free(line);
-    free(e->text);
-    e->text = text;
 }
 
 void err_clear(struct err *e)

@@ -19,6 +19,8 @@ struct err {
 /* Fills *e unless it holds a failure already; returns -1. */
 int err_set(struct err *e, instar_Code code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+/* Puts something before the text of a failure. */
+void err_prefix(struct err *e, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* Adds a line to the text of a failure. */
 void err_add(struct err *e, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* Forgets the failure: the caller has another way. */

@@ -4,6 +4,8 @@
  */
 #include "growth.h"
 
+#include <sys/statvfs.h>
+
 enum { ALLOWANCE = 640 << 20 }; /* tables of the format, whatever the growth */
 
 static uint64_t add_capped(uint64_t a, uint64_t b)
@@ -20,12 +22,29 @@ static uint64_t asked_for(const instar_Request *r)
     return r->op.resize.size;
 }
 
+/* Does it copy data, of which nobody knows how much it is? */
+static bool copies(const instar_Request *r)
+{
+    return r->which_op == instar_Request_rebase_tag && !r->op.rebase.unsafe;
+}
+
+static uint64_t most_of_free_space(const struct disk *d)
+{
+    struct statvfs fs;
+    if (fstatvfs(d->fd, &fs) < 0)
+        return ALLOWANCE;
+    uint64_t available = (uint64_t)fs.f_bavail * fs.f_frsize;
+    return available - available / 20;
+}
+
 uint64_t growth_limit(const struct job *job, const struct disk *d)
 {
     if (d->device)
         return d->length;
     uint64_t more = job->max_growth;
-    if (!job->limited) {
+    if (!job->limited && copies(&job->request)) {
+        more = most_of_free_space(d);
+    } else if (!job->limited) {
         uint64_t asked = asked_for(&job->request);
         more = add_capped(add_capped(asked, asked / 32), ALLOWANCE);
     }

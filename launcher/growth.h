@@ -9,7 +9,8 @@
 #include "disks.h"
 
 /* The longest length that the file may reach: old length + D + D/32 + 640 MiB, where D is the
- * growth that was asked for, or old length + --max-growth. */
+ * growth that was asked for; for what copies data, all free space but 5 % more; or old length +
+ * --max-growth. */
 uint64_t growth_limit(const struct job *job, const struct disk *d);
 
 /* NO_SPACE if the file may not become so long. */

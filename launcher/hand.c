@@ -187,7 +187,7 @@ int hand_print(struct job *job, const struct disk *disks, unsigned count, struct
     char *kernel = realpath(found, NULL);
     for (unsigned i = 0; i < count; i++)
         grants |= disks[i].writable;
-    cmdline_machine(&c, qemu, machine, accel, kernel ? kernel : found);
+    cmdline_machine(&c, qemu, machine, accel, kernel ? kernel : found, count);
     add_channels(&c, job->hand, grants);
     for (unsigned i = 0; i < count; i++)
         add_disk(&c, machine, i, &disks[i]);

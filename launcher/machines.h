@@ -17,7 +17,11 @@ struct machine {
     const char *name; /* for people */
     const char *args; /* separated by single spaces */
     bool pci;         /* disks are on PCI, else on virtio-mmio */
+    unsigned slots;   /* for disks */
+    const char *many; /* instead of args, with up to MACHINE_SLOTS of them */
 };
+
+enum { MACHINE_SLOTS = 24 /* of each machine, and what a guest has room for */ };
 
 /* The first machine that fits the choice; with `after`, the next one. NULL: there is none. */
 const struct machine *machines_next(enum machine_choice choice, const struct machine *after);

@@ -13,6 +13,7 @@
 #include "hand.h"
 #include "print.h"
 #include "raw.h"
+#include "rebase.h"
 #include "recover.h"
 
 #include <errno.h>
@@ -39,6 +40,8 @@ static int work(struct job *job, struct chain *c, instar_Outcome *out, struct er
 {
     const struct disk *d = &c->disks[0];
     if (c->count && recover_first(job, &c->disks[0], e) < 0)
+        return -1;
+    if (rebase_begin(job, c, e) < 0)
         return -1;
     if (job->hand)
         return hand_print(job, c->disks, c->count, e);

@@ -37,6 +37,7 @@ enum {
     OPT_GDB,
     OPT_BACKING_DIR,
     OPT_NO_BACKING,
+    OPT_CHECK_ONLY,
 };
 
 /* Of every verb that runs a VM. */
@@ -68,6 +69,20 @@ const struct option_row resize_options[] = {
     {OPT_BACKING_DIR, "backing-dir", "DIR", "files that it names may lie below DIR (repeatable)"},
     {OPT_NO_BACKING, "no-backing", NULL, "open no file that the image names"},
     {'q', "quiet", NULL, "do not print \"Image resized.\""},
+    {0},
+};
+
+const struct option_row rebase_options[] = {
+    {'b', "backing", "BACKING", "what IMAGE is to stand on; an empty name: on nothing"},
+    {'F', "backing-format", "FMT", "the format of that file: raw, qcow2, vpc, vhdx or vmdk"},
+    {'u', "backing-unsafe", NULL, "change the reference only, and believe that all is the same"},
+    {OPT_CHECK_ONLY, "check-only", NULL, "tell how much would be copied, and write nothing"},
+    {OPT_DRY_RUN, "dry-run", NULL, "print the plan, patch by patch, and write nothing"},
+    {OPT_MAX_GROWTH, "max-growth", "SIZE", "let the file grow by at most SIZE on the host"},
+    {OPT_BACKING_DIR, "backing-dir", "DIR", "files that it names may lie below DIR (repeatable)"},
+    {OPT_NO_BACKING, "no-backing", NULL, "open no file that an image names"},
+    {'p', "progress", NULL, "show how far it has come"},
+    {'q', "quiet", NULL, "show nothing"},
     {0},
 };
 
@@ -237,6 +252,18 @@ static int take_option(struct job *job, int id, const char *value, struct err *e
     case 'q':
         job->quiet = true;
         return 0;
+    case 'b':
+        job->rebase.backing = value;
+        return 0;
+    case 'F':
+        job->rebase.format = value;
+        return 0;
+    case 'u':
+        job->rebase.unsafe = true;
+        return 0;
+    case 'p':
+        job->rebase.progress = true;
+        return 0;
     case 'v':
         job->verbose = true;
         return 0;
@@ -265,6 +292,9 @@ static int take_option(struct job *job, int id, const char *value, struct err *e
         return 0;
     case OPT_DRY_RUN:
         job->request.dry_run = true;
+        return 0;
+    case OPT_CHECK_ONLY:
+        job->rebase.check_only = true;
         return 0;
     case OPT_SHRINK:
         return take_shrink(&job->request.op.resize, value, e);

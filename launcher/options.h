@@ -15,7 +15,8 @@ struct option_row {
 };
 
 /* each ends with a row of zeros */
-extern const struct option_row resize_options[], recover_options[], no_options[];
+extern const struct option_row resize_options[], rebase_options[], recover_options[],
+    no_options[];
 
 enum { MAX_OPERANDS = 3 };
 

@@ -39,7 +39,30 @@ static void expand(FILE *to, const instar_Error *error)
     }
 }
 
-int outcome_error(const instar_Error *error, const struct job *job, struct err *e)
+/* What the read side refuses, it refuses to open; and where there is no way to write the reference
+ * down, qemu-img has words for that. */
+static void put_context(const instar_Error *error, const struct job *job, const struct disk *disks,
+                        unsigned count, struct err *e)
+{
+    bool rebase = job->request.which_op == instar_Request_rebase_tag;
+    if (strncmp(error->file, "formats/", 8) == 0) {
+        const struct disk *d = error->disk < count ? &disks[error->disk] : NULL;
+        if (rebase && error->disk && error->disk == job->request.op.rebase.new_backing)
+            err_prefix(e, "Could not open new backing file '%s': ", job->rebase.backing);
+        else if (d && error->disk)
+            err_prefix(e, "Could not open '%s': Could not open %s '%s': ", job->image,
+                       policy_kind(d->role), d->name);
+        else
+            err_prefix(e, "Could not open '%s': ", job->image);
+    } else if (rebase && (error->code == instar_Code_BACKING_PATH_TOO_LONG ||
+                          error->code == instar_Code_DESCRIPTOR_TOO_LARGE ||
+                          error->code == instar_Code_UNSUPPORTED_FORMAT)) {
+        err_prefix(e, "Could not change the backing file to '%s': ", job->rebase.backing);
+    }
+}
+
+int outcome_error(const instar_Error *error, const struct job *job, const struct disk *disks,
+                  unsigned count, struct err *e)
 {
     char *raw = NULL;
     size_t len = 0;
@@ -50,11 +73,8 @@ int outcome_error(const instar_Error *error, const struct job *job, struct err *
     fclose(to);
     char *safe = text_safe_copy(raw, len);
     const char *text = *safe ? safe : code_row(error->code)->text;
-    /* What the read side refuses, it refuses to open. */
-    if (strncmp(error->file, "formats/", 8) == 0)
-        err_set(e, error->code, "Could not open '%s': %s", job->image, text);
-    else
-        err_set(e, error->code, "%s", text);
+    err_set(e, error->code, "%s", text);
+    put_context(error, job, disks, count, e);
     free(safe);
     free(raw);
     if (job->verbose && *error->file) {
@@ -67,23 +87,29 @@ int outcome_error(const instar_Error *error, const struct job *job, struct err *
 
 /* ---- a file that an image names ---- */
 
-/* May the request need it? Shrinking looks at no backing file. */
+/* May the request need it? Shrinking looks at no backing file, an unsafe rebase at no data. */
 static bool may_need(const struct job *job, const instar_NeedFile *need)
 {
     const instar_Request *r = &job->request;
+    bool data = need->role == instar_Role_ROLE_DATA;
+    bool backing = need->role == instar_Role_ROLE_BACKING;
+    if (r->which_op == instar_Request_rebase_tag)
+        return backing || (data && !r->op.rebase.unsafe);
     return r->which_op == instar_Request_resize_tag &&
-           (need->role == instar_Role_ROLE_DATA ||
-            (need->role == instar_Role_ROLE_BACKING &&
-             r->op.resize.kind != instar_SizeKind_MINUS));
+           (data || (backing && r->op.resize.kind != instar_SizeKind_MINUS));
 }
 
 /* Is it one that disk need->slot can name, and has not been asked for? */
 static bool in_turn(const instar_NeedFile *need, const struct disk *disks, unsigned count)
 {
+    if (need->slot >= count || disks[need->slot].role == instar_Role_ROLE_DATA)
+        return false;
+    if (need->role == instar_Role_ROLE_BACKING)
+        return !disks[need->slot].backing && !disks[need->slot].lost;
     bool asked = false;
     for (unsigned i = 1; i < count; i++)
         asked |= disks[i].of == need->slot && disks[i].role == need->role;
-    return need->slot < count && disks[need->slot].role != instar_Role_ROLE_DATA && !asked;
+    return !asked;
 }
 
 static int check_need(const instar_NeedFile *need, const struct job *job, const struct disk *disks,
@@ -103,57 +129,85 @@ static int check_need(const instar_NeedFile *need, const struct job *job, const 
 
 /* ---- lengths ---- */
 
-/* The entry for the slot in files_after, or NULL. */
-static const instar_FileLength *file_after(const instar_ResizeResult *r, unsigned slot)
+struct outcome_files outcome_files(const instar_Outcome *out)
 {
-    for (unsigned i = 0; i < r->files_after_count; i++)
-        if (r->files_after[i].slot == slot)
-            return &r->files_after[i];
+    const instar_ResizeResult *r = &out->result.resize;
+    const instar_RebaseResult *b = &out->result.rebase;
+    if (out->which_result == instar_Outcome_resize_tag)
+        return (struct outcome_files){r->target_format,      r->probed,
+                                      r->rebuilt,            r->more,
+                                      r->file_size_before,   r->file_size_after,
+                                      r->eventual_file_size, r->files_after,
+                                      r->files_after_count};
+    if (out->which_result == instar_Outcome_rebase_tag)
+        return (struct outcome_files){b->overlay_format,     b->probed,
+                                      b->rebuilt,            b->more,
+                                      b->file_size_before,   b->file_size_after,
+                                      b->eventual_file_size, b->files_after,
+                                      b->files_after_count};
+    return (struct outcome_files){.format = ""};
+}
+
+/* The entry for the slot in files_after, or NULL. */
+static const instar_FileLength *file_after(const struct outcome_files *f, unsigned slot)
+{
+    for (unsigned i = 0; i < f->others; i++)
+        if (f->other[i].slot == slot)
+            return &f->other[i];
     return NULL;
 }
 
 uint64_t outcome_length(const instar_Outcome *out, const struct disk *d, unsigned slot)
 {
-    const instar_ResizeResult *r = &out->result.resize;
-    const instar_FileLength *other = slot ? file_after(r, slot) : NULL;
-    return slot == 0 ? r->file_size_after : other ? other->length : d->length;
+    const struct outcome_files f = outcome_files(out);
+    const instar_FileLength *other = slot ? file_after(&f, slot) : NULL;
+    return slot == 0 ? f.after : other ? other->length : d->length;
 }
 
 /* The length that a file is to get: never more than was granted, never less than it had unless the
  * user allowed to shrink. In a dry run nothing is granted, and nothing done. */
 static bool length_plausible(const struct job *job, const struct disk *d, uint64_t length)
 {
+    const instar_Request *r = &job->request;
+    bool shrink = r->which_op == instar_Request_resize_tag && r->op.resize.shrink;
     uint64_t most = d->granted > d->length ? d->granted : d->length;
-    if (job->request.dry_run)
+    if (r->dry_run)
         most = UINT64_MAX;
-    uint64_t least = job->request.op.resize.shrink ? 0 : d->length;
-    return length >= least && length <= most;
+    return length >= (shrink ? 0 : d->length) && length <= most;
 }
 
 /* Each file but the image's own once, if it may be written; what has grown is not forgotten. */
-static bool files_plausible(const instar_ResizeResult *r, const struct job *job,
+static bool files_plausible(const struct outcome_files *f, const struct job *job,
                             const struct disk *disks, unsigned count)
 {
-    for (unsigned i = 0; i < r->files_after_count; i++) {
-        const instar_FileLength *f = &r->files_after[i];
-        if (f->slot == 0 || f->slot >= count || !disks[f->slot].target ||
-            file_after(r, f->slot) != f || !length_plausible(job, &disks[f->slot], f->length))
+    for (unsigned i = 0; i < f->others; i++) {
+        const instar_FileLength *l = &f->other[i];
+        if (l->slot == 0 || l->slot >= count || !disks[l->slot].target ||
+            file_after(f, l->slot) != l || !length_plausible(job, &disks[l->slot], l->length))
             return false;
     }
     for (unsigned i = 1; i < count; i++)
-        if (disks[i].granted > disks[i].length && !file_after(r, i))
+        if (disks[i].granted > disks[i].length && !file_after(f, i))
             return false;
-    return true;
+    return f->before == disks[0].length && length_plausible(job, &disks[0], f->after);
 }
 
-static bool plausible(const instar_ResizeResult *r, const struct job *job,
-                      const struct disk *disks, unsigned count)
+static bool plausible(const instar_Outcome *out, const struct job *job, const struct disk *disks,
+                      unsigned count)
 {
-    return r->error == instar_Code_OK && r->file_size_before == disks[0].length &&
-           length_plausible(job, &disks[0], r->file_size_after) &&
-           files_plausible(r, job, disks, count) &&
-           (strcmp(r->action, "noop") == 0 || strcmp(r->action, "grow") == 0 ||
-            strcmp(r->action, "shrink") == 0);
+    const instar_ResizeResult *r = &out->result.resize;
+    const instar_RebaseResult *b = &out->result.rebase;
+    const struct outcome_files f = outcome_files(out);
+    switch (out->which_result) {
+    case instar_Outcome_resize_tag:
+        return r->error == instar_Code_OK && files_plausible(&f, job, disks, count) &&
+               (strcmp(r->action, "noop") == 0 || strcmp(r->action, "grow") == 0 ||
+                strcmp(r->action, "shrink") == 0);
+    case instar_Outcome_rebase_tag:
+        return b->error == instar_Code_OK && files_plausible(&f, job, disks, count) &&
+               strcmp(b->mode, job->rebase.unsafe ? "unsafe" : "safe") == 0;
+    }
+    return true;
 }
 
 /* Of a raw image the planner asks for nothing but a length, which a device cannot be given. */
@@ -170,23 +224,22 @@ int outcome_check(const instar_Outcome *out, const struct job *job, const struct
     /* A request and its result have the same number in the contract. */
     _Static_assert((int)instar_Request_noop_tag == (int)instar_Outcome_noop_tag &&
                        (int)instar_Request_info_tag == (int)instar_Outcome_info_tag &&
-                       (int)instar_Request_resize_tag == (int)instar_Outcome_resize_tag,
+                       (int)instar_Request_resize_tag == (int)instar_Outcome_resize_tag &&
+                       (int)instar_Request_rebase_tag == (int)instar_Outcome_rebase_tag,
                    "request and result");
     int r = 0;
     if (out->has_error && out->error.code != instar_Code_OK)
-        return outcome_error(&out->error, job, e);
+        return outcome_error(&out->error, job, disks, count, e);
     if (out->has_need_file)
         return check_need(&out->need_file, job, disks, count, e);
-    if (out->which_result != job->request.which_op ||
-        (out->which_result == instar_Outcome_resize_tag &&
-         !plausible(&out->result.resize, job, disks, count)))
+    if (out->which_result != job->request.which_op || !plausible(out, job, disks, count))
         return err_set(e, instar_Code_PROTOCOL,
                        "The VM's outcome makes no sense, and is not acted on");
     if (r == 0 && resizes_device(out, &disks[0]))
         return err_set(e, instar_Code_INVALID_NEW_SIZE, "Cannot resize device files");
     for (unsigned i = 0; job->request.dry_run && r == 0 && i < count; i++) {
         uint64_t now = outcome_length(out, &disks[i], i);
-        uint64_t then = i == 0 ? out->result.resize.eventual_file_size : 0;
+        uint64_t then = i == 0 ? outcome_files(out).eventual : 0;
         r = growth_within_limit(&disks[i], now > then ? now : then, e);
     }
     return r; /* of a dry run: the Need that would have been refused */

@@ -14,10 +14,21 @@
 int outcome_check(const instar_Outcome *out, const struct job *job, const struct disk *disks,
                   unsigned count, struct err *e);
 
+/* What a result says of files, of those operations that write any; the rest have zeros and NULL. */
+struct outcome_files {
+    const char *format; /* of the image */
+    bool probed, rebuilt, more;
+    uint64_t before, after, eventual;
+    const instar_FileLength *other;
+    unsigned others;
+};
+struct outcome_files outcome_files(const instar_Outcome *out);
+
 /* The length that the file of disk `slot` gets, by an Outcome that has been checked. */
 uint64_t outcome_length(const instar_Outcome *out, const struct disk *d, unsigned slot);
 
-/* Puts an error of the contract into words; returns -1. */
-int outcome_error(const instar_Error *error, const struct job *job, struct err *e);
+/* Puts an error of the contract into words; returns -1. `disks`: the run's, for their names. */
+int outcome_error(const instar_Error *error, const struct job *job, const struct disk *disks,
+                  unsigned count, struct err *e);
 
 #endif

@@ -4,7 +4,7 @@
  * petabyte, and the bytes of small writes below it.
  */
 #include "plan.h"
-#include "disks.h"
+#include "outcome.h"
 #include "text.h"
 
 #include <string.h>
@@ -78,22 +78,38 @@ static void size(const char *label, uint64_t before, uint64_t after)
     putchar('\n');
 }
 
-void plan_print(const struct job *job, const struct disk *disks, const instar_Outcome *out)
+/* The lines that are of one operation. */
+static void print_change(const struct job *job, const instar_Outcome *out)
 {
     const instar_ResizeResult *r = &out->result.resize;
+    const instar_RebaseResult *b = &out->result.rebase;
+    if (out->which_result == instar_Outcome_resize_tag) {
+        size("virtual size:", r->old_virtual_size, r->resolved_new_virtual_size);
+        return;
+    }
+    printf("%-14s", "new backing:");
+    text_safe(stdout, job->rebase.backing, strlen(job->rebase.backing), TEXT_ONE_LINE);
+    printf("%s\n%-14s%s\n", *job->rebase.backing ? "" : "none", "mode:", b->mode);
+    printf("%-14s%llu clusters (%llu bytes)\n", "copied:", (unsigned long long)b->clusters_copied,
+           (unsigned long long)b->bytes_copied);
+}
+
+void plan_print(const struct job *job, const struct disk *disks, const instar_Outcome *out)
+{
+    const struct outcome_files f = outcome_files(out);
     if (job->patches)
         putchar('\n');
     printf("%-14s", "image:");
     text_safe(stdout, job->image, strlen(job->image), TEXT_ONE_LINE);
     printf("\n%-14s", "format:");
-    text_safe(stdout, r->target_format, strlen(r->target_format), TEXT_ONE_LINE);
-    printf("%s\n", r->probed ? " (guessed)" : "");
-    size("virtual size:", r->old_virtual_size, r->resolved_new_virtual_size);
-    size("file length:", r->file_size_before, r->file_size_after);
-    for (unsigned i = 0; i < r->files_after_count; i++)
-        size("data file:", disks[r->files_after[i].slot].length, r->files_after[i].length);
+    text_safe(stdout, f.format, strlen(f.format), TEXT_ONE_LINE);
+    printf("%s\n", f.probed ? " (guessed)" : "");
+    print_change(job, out);
+    size("file length:", f.before, f.after);
+    for (unsigned i = 0; i < f.others; i++)
+        size("data file:", disks[f.other[i].slot].length, f.other[i].length);
     printf("%-14s%llu\n", "patches:", (unsigned long long)job->patches);
-    if (r->more)
+    if (f.more)
         puts("More epochs follow; what they depend on is more than a dry run has memory for.");
     puts("Dry run: nothing was written.");
 }

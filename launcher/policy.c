@@ -23,8 +23,7 @@ static char *as_string(const void *name, size_t len)
     return len == 0 || memchr(name, 0, len) ? NULL : strndup(name, len);
 }
 
-/* "proto:rest", as qemu reads it: a colon before the first slash. */
-static bool has_protocol(const char *name)
+bool policy_protocol(const char *name)
 {
     size_t n = strcspn(name, ":/");
     return name[n] == ':';
@@ -194,7 +193,7 @@ static int find_name(const struct policy *p, const char *image, const char *hold
 {
     if (p->forbidden)
         return refused(need, "--no-backing forbids to open.", e);
-    if (need->role != instar_Role_ROLE_DATA && has_protocol(name))
+    if (need->role != instar_Role_ROLE_DATA && policy_protocol(name))
         return refused(need, "is no plain file name: such names are never followed.", e);
     *path = absolute(holder, name);
     int found = *path ? find_by_roots(p, image, *path) : -1;
@@ -231,5 +230,24 @@ int policy_open(const struct policy *p, const char *image, const char *holder,
         free(*path);
         *path = NULL;
     }
+    return fd;
+}
+
+int policy_open_typed(const char *holder, const char *name, char **path)
+{
+    struct stat st;
+    *path = absolute(holder, name);
+    int fd = -1, found = *path ? open(*path, O_PATH | O_CLOEXEC) : -1, error = errno;
+    if (found >= 0 && fstat(found, &st) == 0 && !S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode)) {
+        error = 0;
+    } else if (found >= 0) {
+        fd = open_found(found, &st, false);
+        error = errno;
+    }
+    if (found >= 0)
+        close(found);
+    if (fd < 0)
+        free(*path);
+    errno = error;
     return fd;
 }

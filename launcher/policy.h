@@ -34,4 +34,12 @@ const char *policy_kind(instar_Role role);
 int policy_open(const struct policy *p, const char *image, const char *holder,
                 const instar_NeedFile *need, bool writable, char **path, struct err *e);
 
+/* A name that the user typed is the user's business, and may lead anywhere; a relative one belongs
+ * to the directory of the file `holder`. Opens it to be read; -1 with errno, which is 0 if it is
+ * neither a regular file nor a block device. *path as above. */
+int policy_open_typed(const char *holder, const char *name, char **path);
+
+/* "proto:rest", or json:, as qemu reads it: a colon before the first slash. */
+bool policy_protocol(const char *name);
+
 #endif

@@ -5,6 +5,7 @@
  */
 #include "print.h"
 #include "codes.h"
+#include "outcome.h"
 #include "plan.h"
 #include "text.h"
 
@@ -26,11 +27,9 @@ static void line(const char *label, const void *bytes, size_t len)
 
 /* ---- resize ---- */
 
-/* What qemu-img says when it opens such an image. */
-static void say_rebuilt(const instar_ResizeResult *r)
+void print_rebuilt(void)
 {
-    if (r->rebuilt)
-        fputs("Rebuilding refcount structure\n", stderr);
+    fputs("Rebuilding refcount structure\n", stderr);
 }
 
 static void say_warning(const instar_ResizeResult *r)
@@ -44,7 +43,8 @@ static void say_warning(const instar_ResizeResult *r)
 
 void print_resize(struct job *job, const struct disk *d, const instar_Outcome *out)
 {
-    say_rebuilt(&out->result.resize);
+    if (out->result.resize.rebuilt)
+        print_rebuilt();
     if (!job->quiet)
         say_warning(&out->result.resize);
     if (job->request.dry_run)
@@ -98,9 +98,8 @@ void json_resize(struct job *job, const struct disk *d, const instar_Outcome *ou
 
 void print_raw_warning(const struct job *job, const instar_Outcome *out)
 {
-    const instar_ResizeResult *r = &out->result.resize;
-    if (out->which_result != instar_Outcome_resize_tag || !r->probed ||
-        strcmp(r->target_format, "raw") != 0)
+    const struct outcome_files f = outcome_files(out);
+    if (!f.probed || strcmp(f.format, "raw") != 0)
         return;
     fputs("WARNING: Image format was not specified for '", stderr);
     text_safe(stderr, job->image, strlen(job->image), TEXT_ONE_LINE);
@@ -290,6 +289,8 @@ void print_failure(struct job *job, const struct err *e)
         json_failure(job, e, e->signal ? "INTERRUPTED" : row->name);
         return;
     }
+    if (job->rebase.shown)
+        putchar('\n');
     fflush(stdout); /* what a dry run printed comes before */
     fputs("instar-launch: ", stderr);
     text_safe(stderr, e->text, strlen(e->text), TEXT_KEEP_LINES);

@@ -172,7 +172,7 @@ static int start(struct qemu *q, struct birth *b, const struct job *job,
     if (!make_channels(q, theirs))
         return err_set(e, instar_Code_NO_QEMU, "Could not make QEMU's channels: %s",
                        strerror(errno));
-    cmdline_machine(&b->line, path, machine, accel, kernel);
+    cmdline_machine(&b->line, path, machine, accel, kernel, count);
     add_channels(b, request, theirs[0], theirs[1]);
     for (unsigned i = 0; i < count; i++)
         add_disk(b, machine, i, &disks[i]);

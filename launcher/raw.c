@@ -108,7 +108,7 @@ int raw_resize(struct job *job, const struct disk *d, instar_Outcome *out, struc
     if (code != instar_Code_OK) {
         instar_Error error = {.code = code, .val = val};
         strncpy(error.what, what, sizeof error.what - 1);
-        return outcome_error(&error, job, e);
+        return outcome_error(&error, job, NULL, 0, e);
     }
     if (d->device && size != d->length)
         return err_set(e, instar_Code_INVALID_NEW_SIZE, "Cannot resize device files");

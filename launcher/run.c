@@ -67,8 +67,7 @@ static enum disk_state state(const struct vm *vm)
 /* Was the image repaired, and the rest refused? */
 static bool only_repaired(const instar_Outcome *out)
 {
-    return out->has_error && out->which_result == instar_Outcome_resize_tag &&
-           out->result.resize.rebuilt;
+    return out->has_error && outcome_files(out).rebuilt;
 }
 
 /* Rolls back the epoch that was under way, if there is a journal of it, and says so. */
@@ -80,8 +79,10 @@ static bool rolled_back(const struct vm *vm, bool touched, struct err *e)
         return false;
     if (recover_now(d, &why) == 0) {
         if (touched)
-            err_add(e, "What the operation had written of its last step was rolled back: the image "
-                       "has its old size and all its data.");
+            err_add(e,
+                    "What the operation had written of its last step was rolled back: the image "
+                    "%s.",
+                    vm->job->command->undone);
         return touched;
     }
     err_add(e, "What the operation had written could not be rolled back:\n%s", why.text);
@@ -111,12 +112,14 @@ static void tell_aftermath(const struct vm *vm, bool repaired, struct err *e)
     else if (repaired)
         err_add(e,
                 "The image had not been closed cleanly, and its refcounts were rebuilt first: it "
-                "is repaired, and keeps its size.");
+                "is repaired, and %s.",
+                vm->job->command->undone);
     else if (granted)
-        err_add(e, "The image has its old size or its new one, and all its data.");
+        err_add(e, "The image %s.", vm->job->command->either);
     else
-        err_add(e, "No growth had been granted, but the file may have been written to: the image "
-                   "has its old size or its new one, and all its data.");
+        err_add(e,
+                "No growth had been granted, but the file may have been written to: the image %s.",
+                vm->job->command->either);
 }
 
 /* May the VM that failed be replaced by another? */

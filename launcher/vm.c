@@ -13,6 +13,7 @@
 #include "growth.h"
 #include "insert.h"
 #include "plan.h"
+#include "rebase.h"
 #include "text.h"
 
 #include <errno.h>
@@ -58,7 +59,12 @@ static void show_log(struct vm *vm, const char *text)
 
 static void show_progress(struct vm *vm, const instar_Progress *p)
 {
-    const struct job *job = vm->job;
+    struct job *job = vm->job;
+    if (job->rebase.progress) {
+        if (p->total && p->done < p->total)
+            rebase_progress(job, p->done, p->total);
+        return;
+    }
     if (job->quiet || job->json || job->patches || !p->requests || !isatty(STDERR_FILENO) ||
         now_ms() - vm->started < 1000)
         return;

@@ -44,6 +44,16 @@ static void alive(struct plan_host *h, u64 patches)
     report_progress(0, 0, 0);
 }
 
+/* A plan may have as many epochs as the image has tables: a few hundred events tell enough. */
+static void progress(struct plan_host *h, u64 done, u64 total)
+{
+    struct planhost *p = of(h);
+    if (done < total && done - p->told < total / 256)
+        return;
+    p->told = done;
+    report_progress(0, done, total);
+}
+
 void planhost_alloc(struct planhost *h, const struct op *op)
 {
     bool dry_run = op->request->dry_run;
@@ -52,6 +62,7 @@ void planhost_alloc(struct planhost *h, const struct op *op)
                                     .insert = insert,
                                     .show = dry_run ? show : NULL,
                                     .alive = alive,
+                                    .progress = progress,
                                     .dry_run = dry_run,
                                     .mem_len = COPY_MEM}};
     h->plan.mem = op_alloc(COPY_MEM);

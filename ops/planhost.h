@@ -11,6 +11,7 @@
 struct planhost {
     struct plan_host plan;
     u8 disk[IMAGE_FILES]; /* of each file of the image */
+    u64 told;             /* how far the launcher knows it to have come */
 };
 
 /* Takes its memory, before any disk is read. */

@@ -59,11 +59,14 @@ static int rebase(struct op *op, struct images *all, struct planhost *host, void
                                    req->new_backing ? images_on(all, req->new_backing) : NULL,
                                .name = name,
                                .format = req->name.size ? req->format : "",
+                               .count = req->check_only,
                                .work = work,
                                .work_len = PLAN_WORK};
     planhost_begin(host, img);
     rc = plan_rebase(img, &args, &host->plan, e);
     r->rebuilt = host->plan.repaired && !(rc && host->plan.begun);
+    r->clusters_copied = host->plan.clusters_copied;
+    r->bytes_copied = host->plan.bytes_copied;
     if (!rc)
         put_lengths(img, host, op->request->dry_run, r);
     return rc;
@@ -80,6 +83,10 @@ int op_run(struct op *op, instar_Outcome *out, struct err *e)
     images_alloc(&all, op);
     all.lenient = req->unsafe;
     planhost_alloc(&host, op);
+    if (req->check_only) { /* nothing is rehearsed, nor shown */
+        host.plan.scratch = NULL;
+        host.plan.show = NULL;
+    }
     void *work = op_alloc(PLAN_WORK);
     out->which_result = instar_Outcome_rebase_tag;
     r->file_size_before = r->file_size_after = op->disk[0]->size;

@@ -313,6 +313,6 @@ int plan_rebase(struct image *img, const struct rebase_args *a, struct plan_host
 {
     const struct planner *p = find_planner(img->format);
     if (!p || !p->rebase)
-        return FAIL(e, ERR_UNSUPPORTED_FORMAT, "Image format driver does not support rebase", 0, 0);
+        return FAIL(e, ERR_UNSUPPORTED_FORMAT, "Operation not supported", 0, 0);
     return plan_run(&(struct step){rebase_step, img, p, a}, h, e);
 }

@@ -19,7 +19,8 @@ static int check_supported(const struct image *img, const struct rebase_args *a,
                     QH_INCOMPATIBLE_FEATURES, q->incompatible);
     if (*a->name && (q->autoclear & QCOW2_AUTOCLEAR_DATA_FILE_RAW))
         return FAIL(e, ERR_EXTERNAL_DATA_FILE,
-                    "Its external data file is a raw disk of its own, below which there is nothing",
+                    "Could not change the backing file: the image's external data file is a raw "
+                    "disk of its own, below which there is nothing",
                     QH_AUTOCLEAR_FEATURES, q->autoclear);
     return 0;
 }

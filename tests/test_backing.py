@@ -605,16 +605,16 @@ def test_longer_loops(tmp_path, names):
 
 
 def test_depth(tmp_path):
-    """Seven backing files, and not one more."""
+    """Twenty-three backing files, and not one more."""
     def links(count):
         base_file(tmp_path / "0", 2 * MI)
         for i in range(1, count + 1):
             overlay(tmp_path / str(i), 2 * MI if i < count else MI + 512, str(i - 1),
                     "raw" if i == 1 else "qcow2")
         return tmp_path / str(count)
-    grow(links(7), 3 * MI)
-    refused(links(8), "CHAIN_DEPTH", "longer than 7")
-    refused(links(20), "CHAIN_DEPTH", "longer than 7")
+    grow(links(23), 3 * MI)
+    refused(links(24), "CHAIN_DEPTH", "longer than 23")
+    refused(links(30), "CHAIN_DEPTH", "longer than 23")
 
 
 # ---- options ----

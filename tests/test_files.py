@@ -67,9 +67,9 @@ def test_roles(fakes, files):
     assert (result.returncode, result.stderr) == (0, b"")
     cage = fakes.reports()[-1]
     assert fakes.disks() == [
-        {"length": "196616", "writable": True},
+        {"length": "196616", "writable": True, "backing": 2},
         {"length": "10000", "writable": True, "role": "ROLE_DATA"},
-        {"length": "4096", "role": "ROLE_BACKING", "format": "qcow2"},
+        {"length": "4096", "role": "ROLE_BACKING", "format": "qcow2", "backing": 4},
         {"length": "5000", "role": "ROLE_DATA", "of": 2},
         {"length": "512", "role": "ROLE_BACKING", "of": 2}]
     line = " ".join(cage["argv"])
@@ -205,12 +205,12 @@ def test_nothing_else_is_written(needs, fakes, files):
 
 def test_too_many(fakes, files):
     """The data file counts."""
-    names = ["b%d" % i for i in range(8)]
+    names = ["b%d" % i for i in range(24)]
     for name in names:
         fakes.image(name, 512)
     needs = [DATA] + [{"name": n, "slot": i and i + 1} for i, n in enumerate(names)]
-    assert ask(fakes, needs[:7]).returncode == 0
-    refused(fakes, files, needs, 1, "The chain of files that the image names is longer than 7\n")
+    assert ask(fakes, needs[:23]).returncode == 0
+    refused(fakes, files, needs, 1, "The chain of files that the image names is longer than 23\n")
 
 
 def test_links_leave_nothing_behind(fakes, files):

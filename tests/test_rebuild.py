@@ -258,7 +258,7 @@ def test_refused_after_the_repair(tmp_path):
     assert is_dirty(path)
     p = launch("resize", path, "+1G")
     assert p.returncode == 1 and "encrypted" in p.stderr
-    assert p.stderr.endswith("it is repaired, and keeps its size.\n")
+    assert p.stderr.endswith("it is repaired, and has its old size and all its data.\n")
     assert "old size or" not in p.stderr
     assert not is_dirty(path) and info(path)["virtual-size"] == 1025 * KI
     qemu_img("check", *secret, "--image-opts", opts)
