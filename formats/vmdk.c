@@ -335,9 +335,7 @@ static int vmdk_map(struct image *img, u64 voff, u64 max, struct extent *x, stru
     u64 grain = voff / img->unit, in = voff % img->unit, table, off, idx = grain % v->gtes;
     const u8 *p;
     max = min_u64(max, img->size - voff);
-    *x = (struct extent){EXTENT_ZERO, voff, img->unit - in, 0, 0, 0};
-    if (vmdk_has_parent(v))
-        x->kind = EXTENT_HOLE;
+    *x = (struct extent){EXTENT_HOLE, voff, img->unit - in, 0, 0, 0};
     int rc = vmdk_table(img, v->gd_offset, grain / v->gtes, &table, e);
     if (rc)
         return rc;

@@ -22,6 +22,7 @@ struct vmdk_run {
     u64 off[2]; /* of the first, by directory (the redundant one second); 0: absent */
     const u8
         *data[2]; /* their bytes, vmdk_table_span() each; of the second: the first's, if none */
+    bool lenient; /* the caller's: the second directory may have tables that the first has not */
 };
 
 /* The next run below `entries`, after idx + cnt; false in *more: there is none. Both directories
@@ -38,12 +39,18 @@ static inline const u8 *vmdk_run_table(const struct image *img, const struct vmd
 struct vmdk_survey {
     u64 used_end; /* where the last structure ends; this may be behind the end of the file */
     bool stale;   /* the last table names grains past the end of the disk */
+    bool torn;    /* the directories differ, as vmdk_survey_torn() allows */
 };
 
 /* Reads all tables of both directories, and proves that they agree and that nothing lies on
  * anything else. ERR_OVERLAY_CORRUPT. */
 int vmdk_survey(struct image *img, const struct resize_args *a, struct vmdk_survey *v,
                 struct err *e);
+/* The same, but what a killed rebase leaves is accepted, and so is what others leave who write one
+ * directory's table after the other's: an entry that only one of two tables has, and a table that
+ * only the second directory has. What the first one says counts. */
+int vmdk_survey_torn(struct image *img, const struct resize_args *a, struct vmdk_survey *v,
+                     struct err *e);
 /* The same for a change that drops nothing, in bounded time: of each directory it looks at no more
  * than the last VMDK_LOOK bytes of tables, and behind the end of the file *v leaves room for a
  * grain of another. All are looked at where that is not safe: bytes that are in use before the

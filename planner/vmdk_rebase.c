@@ -10,6 +10,7 @@
  */
 #include "members.h"
 #include "vmdk_plan.h"
+#include "vmdk_rebase_copy.h"
 
 static int check_name(const char *name, struct err *e)
 {
@@ -161,16 +162,22 @@ static int check_supported(const struct image *img, struct err *e)
     return 0;
 }
 
+/* What a safe rebase wants to know before it changes anything, and works for hours. */
+static int prepare(struct image *img, const struct rebase_args *a, struct err *e)
+{
+    struct vmdk_edit text;
+    int rc = vmdk_rebase_check(img, a, e);
+    return rc ? rc : reference_edit(img, a, &text, e);
+}
+
 int vmdk_rebase(struct image *img, const struct rebase_args *a, struct plan_state *state,
                 struct sink *s, struct err *e)
 {
+    bool done = a->unsafe;
     int rc = check_supported(img, e);
-    if (rc)
-        return rc;
-    if (!a->unsafe)
-        return FAIL(e, ERR_UNSUPPORTED_FEATURE,
-                    "Only unsafe mode (-u) is supported as yet: it changes the reference, and what "
-                    "the disk shows with it",
-                    0, 0);
-    return reference_epoch(img, a, state, s, e);
+    if (!rc && !done && !vmdk_rebase_goes_on(state))
+        rc = prepare(img, a, e);
+    if (!rc && !done)
+        rc = vmdk_rebase_copy(img, a, state, s, &done, e);
+    return rc || !done ? rc : reference_epoch(img, a, state, s, e);
 }

@@ -13,6 +13,7 @@ struct survey {
     u64 *bits;
     u64 first, cap; /* sectors that the bits stand for */
     u64 from;       /* the first table to look at */
+    bool lenient;   /* what a killed writer leaves is no contradiction */
 };
 
 int vmdk_run_next(struct image *img, const struct resize_args *a, u64 entries, struct vmdk_run *r,
@@ -28,14 +29,14 @@ int vmdk_run_next(struct image *img, const struct resize_args *a, u64 entries, s
             rc = vmdk_table(img, c ? v->rgd_offset : v->gd_offset, r->idx + r->cnt, &off[c], e);
         if (rc)
             return rc;
-        if (dirs == 2 && !off[0] != !off[1])
+        if (dirs == 2 && !off[0] != !off[1] && (off[0] || !r->lenient))
             return FAIL(e, ERR_OVERLAY_CORRUPT,
                         "The two grain directories disagree (on entry {val})", v->rgd_offset,
                         r->idx + r->cnt);
         if (!r->cnt)
             memcpy(r->off, off, sizeof off);
-        u64 step = r->off[0] ? r->cnt * span : 0;
-        if (off[0] != r->off[0] + step || (dirs == 2 && off[1] != r->off[1] + step))
+        u64 step[2] = {r->off[0] ? r->cnt * span : 0, r->off[1] ? r->cnt * span : 0};
+        if (off[0] != r->off[0] + step[0] || (dirs == 2 && off[1] != r->off[1] + step[1]))
             break;
     }
     *more = r->cnt > 0;
@@ -92,7 +93,8 @@ static int mark_grains(struct survey *s, const struct vmdk_run *r, u64 i, struct
             s->v->stale |= le32(one) || le32(two);
             continue;
         }
-        if (le32(one) != le32(two))
+        s->v->torn |= le32(one) != le32(two);
+        if (le32(one) != le32(two) && (!s->lenient || (le32(one) && le32(two))))
             return FAIL(e, ERR_OVERLAY_CORRUPT,
                         "The two grain directories disagree (on the grain at {off} of the disk)",
                         n * s->img->unit, le32(two));
@@ -107,11 +109,12 @@ static int survey_window(struct survey *s, struct err *e)
 {
     const struct vmdk *v = &s->img->u.vmdk;
     u64 span = vmdk_table_span(v);
-    struct vmdk_run r = {.idx = s->from};
+    struct vmdk_run r = {.idx = s->from, .lenient = s->lenient};
     bool more = true;
     memset(s->bits, 0, s->cap / 8);
     int rc = mark_metadata(s, e);
     while (!rc && !(rc = vmdk_run_next(s->img, s->a, v->entries, &r, &more, e)) && more) {
+        s->v->torn |= v->rgd_offset && !r.off[0] != !r.off[1];
         if (!r.off[0])
             continue;
         rc = mark(s, r.off[0], r.cnt * span, e);
@@ -123,12 +126,12 @@ static int survey_window(struct survey *s, struct err *e)
     return rc;
 }
 
-static int survey_from(struct image *img, const struct resize_args *a, u64 from,
+static int survey_from(struct image *img, const struct resize_args *a, u64 from, bool lenient,
                        struct vmdk_survey *v, struct err *e)
 {
     u64 reach = (1ull << 32) * VMDK_SECTOR; /* an entry names nothing behind */
     u64 total = div_up(min_u64(img->file[0]->size, reach) + img->unit, VMDK_SECTOR);
-    struct survey s = {.img = img, .a = a, .v = v, .from = from};
+    struct survey s = {.img = img, .a = a, .v = v, .from = from, .lenient = lenient};
     int rc = 0;
     assert(a->work_len > 3 * VMDK_PIECE);
     *v = (struct vmdk_survey){0};
@@ -142,7 +145,13 @@ static int survey_from(struct image *img, const struct resize_args *a, u64 from,
 int vmdk_survey(struct image *img, const struct resize_args *a, struct vmdk_survey *v,
                 struct err *e)
 {
-    return survey_from(img, a, 0, v, e);
+    return survey_from(img, a, 0, false, v, e);
+}
+
+int vmdk_survey_torn(struct image *img, const struct resize_args *a, struct vmdk_survey *v,
+                     struct err *e)
+{
+    return survey_from(img, a, 0, true, v, e);
 }
 
 int vmdk_survey_end(struct image *img, const struct resize_args *a, struct vmdk_survey *v,
@@ -150,10 +159,10 @@ int vmdk_survey_end(struct image *img, const struct resize_args *a, struct vmdk_
 {
     u64 entries = img->u.vmdk.entries, cnt = VMDK_LOOK / vmdk_table_span(&img->u.vmdk);
     if (entries <= cnt)
-        return survey_from(img, a, 0, v, e);
-    int rc = survey_from(img, a, entries - cnt, v, e);
+        return survey_from(img, a, 0, false, v, e);
+    int rc = survey_from(img, a, entries - cnt, false, v, e);
     if (!rc && (v->stale || img->size % img->unit))
-        return survey_from(img, a, 0, v, e);
+        return survey_from(img, a, 0, false, v, e);
     v->used_end = max_u64(v->used_end, img->file[0]->size + img->unit);
     return rc;
 }

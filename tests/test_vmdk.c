@@ -202,7 +202,7 @@ static void streams(void)
     CHECK(!vmdk_format.map(&img, 4 * KI(64) + 9, UINT64_MAX, &x, &e));
     CHECK(x.kind == EXTENT_PACKED && x.packed_len == 1000 && x.off == le32(off) * 512ull + 12);
     CHECK(x.len == KI(64) - 9);
-    CHECK(!vmdk_format.map(&img, KI(64), UINT64_MAX, &x, &e) && x.kind == EXTENT_ZERO);
+    CHECK(!vmdk_format.map(&img, KI(64), UINT64_MAX, &x, &e) && x.kind == EXTENT_HOLE);
     CHECK(vmdk_format.map(&img, 8 * KI(64), UINT64_MAX, &x, &e) == ERR_OVERLAY_CORRUPT);
     e = (struct err){0};
     blk_mem_put(&m, end + 12, "\4", 1);

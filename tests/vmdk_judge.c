@@ -126,7 +126,8 @@ static void table(struct judge *j, u64 idx, u64 first, u64 second)
             v->stale += e || other;
             continue;
         }
-        if (e != other)
+        v->torn += e != other && (!e || !other);
+        if (e != other && e && other)
             fault(v, "tables disagree about grain %llu", (unsigned long long)n);
         if (e == 0 || (e == 1 && j->flags & 4))
             continue;
@@ -147,7 +148,8 @@ static void directories(struct judge *j)
         u64 first = get_at(j->m, j->gd + i * 4, 4) * 512;
         u64 second = j->rgd ? get_at(j->m, j->rgd + i * 4, 4) * 512 : 0;
         v->absent += !first || (j->rgd && !second);
-        if (j->rgd && !first != !second)
+        v->torn += j->rgd && !first && second;
+        if (j->rgd && first && !second)
             fault(v, "only one directory has table %llu", (unsigned long long)i);
         else if (first)
             table(j, i, first, second);

@@ -24,7 +24,8 @@ struct vmdk_verdict {
     u64 used_end;
     u64 hash;   /* of [0, upto) */
     bool zero;  /* [zero_from, zero_to) reads zero */
-    u64 faults; /* contradictions */
+    u64 torn;   /* entries that only one of two tables has, tables that only the second directory has */
+    u64 faults; /* other contradictions */
     char first[160];
 };
 
