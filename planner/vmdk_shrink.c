@@ -49,14 +49,22 @@ static int drop_table(struct clean *c, const struct vmdk_run *r, u64 i, struct e
     return rc;
 }
 
-/* The entries of both directories that the disk has no more. */
+/* The entries of both directories that the disk has no more, and sectors that then have none. */
 static int clear_directories(struct image *img, u64 old, struct sink *s, struct err *e)
 {
     static const char why[] = "entries of tables that are dropped";
     const struct vmdk *v = &img->u.vmdk;
-    u64 at = v->entries * 4, len = (old - v->entries) * 4;
-    int rc = len ? plan_zero(s, v->gd_offset + at, len, why, e) : 0;
-    return rc || !len || !v->rgd_offset ? rc : plan_zero(s, v->rgd_offset + at, len, why, e);
+    u64 at = v->entries * 4, keep = vmdk_directory_span(v->entries);
+    u64 end = min_u64(old * 4, keep), drop = vmdk_directory_span(old) - keep;
+    int rc = 0;
+    for (int c = 0; !rc && c < (v->rgd_offset ? 2 : 1); c++) {
+        u64 dir = c ? v->rgd_offset : v->gd_offset;
+        if (at < end)
+            rc = plan_zero(s, dir + at, end - at, why, e);
+        if (!rc && drop)
+            rc = plan_discard(s, dir + keep, drop, "the rest of a grain directory", e);
+    }
+    return rc;
 }
 
 int vmdk_shrink_clean(struct image *img, const struct resize_args *a, u64 old_entries,
