@@ -63,7 +63,7 @@ static u8 *content(struct family *f)
     return p;
 }
 
-static bool all_zero(const u8 *p, u64 from, u64 to)
+static bool reads_zero(const u8 *p, u64 from, u64 to)
 {
     while (from < to && !p[from])
         from++;
@@ -75,7 +75,7 @@ static bool as_it_was(struct family *f, const u8 *old, u64 old_size)
 {
     u64 size = f->img[0].size;
     u8 *now = content(f);
-    bool same = !memcmp(now, old, min_u64(size, old_size)) && all_zero(now, old_size, size);
+    bool same = !memcmp(now, old, min_u64(size, old_size)) && reads_zero(now, old_size, size);
     free(now);
     return same;
 }

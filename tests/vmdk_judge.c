@@ -127,7 +127,7 @@ static void table(struct judge *j, u64 idx, u64 first, u64 second)
             continue;
         }
         v->torn += e != other && (!e || !other);
-        if (e != other && e && other)
+        if (e != other)
             fault(v, "tables disagree about grain %llu", (unsigned long long)n);
         if (e == 0 || (e == 1 && j->flags & 4))
             continue;
@@ -149,7 +149,7 @@ static void directories(struct judge *j)
         u64 second = j->rgd ? get_at(j->m, j->rgd + i * 4, 4) * 512 : 0;
         v->absent += !first || (j->rgd && !second);
         v->torn += j->rgd && !first && second;
-        if (j->rgd && first && !second)
+        if (j->rgd && !first != !second)
             fault(v, "only one directory has table %llu", (unsigned long long)i);
         else if (first)
             table(j, i, first, second);

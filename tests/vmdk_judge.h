@@ -24,8 +24,9 @@ struct vmdk_verdict {
     u64 used_end;
     u64 hash;   /* of [0, upto) */
     bool zero;  /* [zero_from, zero_to) reads zero */
-    u64 torn;   /* entries that only one of two tables has, tables that only the second directory has */
-    u64 faults; /* other contradictions */
+    u64 faults; /* contradictions */
+    u64 torn;   /* of these: grains that one of two tables has, tables that only the second
+                 * directory has */
     char first[160];
 };
 
