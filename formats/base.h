@@ -177,10 +177,11 @@ static inline bool is_pow2(u64 v)
 }
 static inline bool all_zero(const void *bytes, u64 len)
 {
+    typedef u64 word __attribute__((may_alias, aligned(1)));
     const u8 *p = bytes;
-    for (u64 word; len >= 8; p += 8, len -= 8) {
-        memcpy(&word, p, 8);
-        if (word)
+    for (; len >= 32; p += 32, len -= 32) {
+        const word *w = (const word *)p;
+        if (w[0] | w[1] | w[2] | w[3])
             return false;
     }
     while (len && !*p)

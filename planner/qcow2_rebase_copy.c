@@ -151,9 +151,7 @@ static int find_place(struct copy *c, const struct touched *t, u64 *host, bool *
     if ((entry & (QCOW2_COMPRESSED | QCOW2_L2_ZERO)) ||
         ((u32)(bitmap | bitmap >> 32) & (t->data | t->zero)) ||
         (c->q->l2_entry_size == 8 && (*host || (data_file && (entry & QCOW2_COPIED)))))
-        return FAIL(e, ERR_HEADER_MISMATCH,
-                    "The image changed while it was being worked on; retry the operation", t->idx,
-                    entry);
+        return plan_changed(t->idx, entry, e);
     if (data_file || !*host || !t->data)
         return 0;
     int rc =

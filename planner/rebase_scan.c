@@ -12,20 +12,6 @@ enum {
     STEPS_MAX = 1 << 16,  /* pieces that it looks at */
 };
 
-typedef u64 word __attribute__((may_alias, aligned(1)));
-
-static bool is_zero(const u8 *p, u64 n)
-{
-    for (; n >= 32; p += 32, n -= 32) {
-        const word *w = (const word *)p;
-        if (w[0] | w[1] | w[2] | w[3])
-            return false;
-    }
-    while (n && !*p)
-        p++, n--;
-    return !n;
-}
-
 void rebase_scan_init(struct rebase_scan *k, struct image *img, struct image *new_backing, u64 unit,
                       u64 span, void *work, size_t len)
 {
@@ -80,8 +66,8 @@ static int compare_bytes(struct rebase_scan *k, u64 from, u64 to, struct err *e)
     for (u64 at = 0; at < to - from; at += k->unit) {
         u64 n = min_u64(k->unit, to - from - at);
         const u8 *o = old + at, *w = k->other + at;
-        bool zero = old_zero || is_zero(o, n);
-        if (zero ? new_zero || is_zero(w, n) : !new_zero && !memcmp(o, w, n))
+        bool zero = old_zero || all_zero(o, n);
+        if (zero ? new_zero || all_zero(w, n) : !new_zero && !memcmp(o, w, n))
             continue;
         add(b, (from + at) / k->unit, zero ? REBASE_ZERO : REBASE_DATA);
         if (zero)

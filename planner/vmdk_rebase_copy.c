@@ -106,9 +106,7 @@ static int next_table(struct copy *c, struct cursor *at, bool load, struct touch
                   : mark                 ? VMDK_ZEROED * VMDK_SECTOR
                                          : c->zeros_at + at->zeros++ * c->img->unit;
         if (le32(t->bytes + k * 4)) /* it was absent when the chains were compared */
-            return FAIL(e, ERR_HEADER_MISMATCH,
-                        "The image changed while it was being worked on; retry the operation",
-                        spot_of(c, t)->at[0] + k * 4, at->unit);
+            return plan_changed(spot_of(c, t)->at[0] + k * 4, at->unit, e);
         put_le32(t->bytes + k * 4, (u32)(off / VMDK_SECTOR));
         t->end = k + 1;
         if (++at->unit == r->first + r->cnt && ++at->run < b->runs)

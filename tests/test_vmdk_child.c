@@ -63,19 +63,13 @@ static u8 *content(struct family *f)
     return p;
 }
 
-static bool reads_zero(const u8 *p, u64 from, u64 to)
-{
-    while (from < to && !p[from])
-        from++;
-    return from >= to;
-}
-
 /* Is the child's disk, which was `old`, now old and zeros, or the beginning of old? */
 static bool as_it_was(struct family *f, const u8 *old, u64 old_size)
 {
     u64 size = f->img[0].size;
     u8 *now = content(f);
-    bool same = !memcmp(now, old, min_u64(size, old_size)) && reads_zero(now, old_size, size);
+    bool same = !memcmp(now, old, min_u64(size, old_size)) &&
+                (size <= old_size || all_zero(now + old_size, size - old_size));
     free(now);
     return same;
 }
