@@ -47,6 +47,13 @@ static void bytes(const uint8_t *p, size_t len)
     putchar('\n');
 }
 
+/* A file that is not the image's own, by what it is to that. Nothing has judged the number. */
+static const char *other_file(const instar_Request *r, uint32_t slot)
+{
+    return slot < r->disks_count && r->disks[slot].role == instar_Role_ROLE_DATA ? "data file"
+                                                                                : "another file";
+}
+
 static void line(const struct job *job, const instar_Patch *p)
 {
     if (job->patches == 0)
@@ -59,7 +66,7 @@ static void line(const struct job *job, const instar_Patch *p)
     if (p->kind == instar_PatchKind_COPY)
         printf(" (from %llu)", (unsigned long long)p->from_off);
     if (p->slot)
-        printf(" (data file)"); /* no other disk is ever written */
+        printf(" (%s)", other_file(&job->request, p->slot));
     putchar('\n');
     if (p->data.size)
         bytes(p->data.bytes, p->data.size);
@@ -106,8 +113,11 @@ void plan_print(const struct job *job, const struct disk *disks, const instar_Ou
     printf("%s\n", f.probed ? " (guessed)" : "");
     print_change(job, out);
     size("file length:", f.before, f.after);
-    for (unsigned i = 0; i < f.others; i++)
-        size("data file:", disks[f.other[i].slot].length, f.other[i].length);
+    for (unsigned i = 0; i < f.others; i++) {
+        char label[32];
+        snprintf(label, sizeof label, "%s:", other_file(&job->request, f.other[i].slot));
+        size(label, disks[f.other[i].slot].length, f.other[i].length);
+    }
     printf("%-14s%llu\n", "patches:", (unsigned long long)job->patches);
     if (f.more)
         puts("More epochs follow; what they depend on is more than a dry run has memory for.");
