@@ -122,6 +122,14 @@ class Fake:
         fields.update(other)
         return self.pb.ResizeResult(**fields)
 
+    def rebase_result(self, **other):
+        """Of a file that stays as long as it is."""
+        length = self.request.disks[0].length
+        fields = {"overlay_format": "qcow2", "mode": "unsafe" if self.request.rebase.unsafe else
+                  "safe", "file_size_before": length, "file_size_after": length}
+        fields.update(other)
+        return self.pb.RebaseResult(**fields)
+
     def file_length(self, slot, length):
         return self.pb.FileLength(slot=slot, length=length)
 
@@ -135,6 +143,8 @@ class Fake:
         pb = self.pb
         if op == "resize":
             outcome = pb.Outcome(resize=self.resize_result(**other))
+        elif op == "rebase":
+            outcome = pb.Outcome(rebase=self.rebase_result(**other))
         elif op == "info":
             outcome = pb.Outcome(info=pb.InfoResult(**(other or {"format": "raw"})))
         else:
@@ -316,11 +326,24 @@ def needs_a_file_and_claims_success(f):
 def needs(f):
     """Asks for the files of $FAKE_NEEDS, one a boot; then it is the mode $FAKE_THEN."""
     files = json.loads(os.environ["FAKE_NEEDS"])
-    asked = len(f.request.disks) - 1
+    asked = len(f.request.disks) - 1 - bool(f.request.rebase.new_backing)
     if asked < len(files):
         f.need_file(**files[asked])
     else:
         globals()[os.environ.get("FAKE_THEN", "ok")](f)
+
+
+def shares(f):
+    """Both chains of a rebase come to the same file, which stands on one more."""
+    disks = f.request.disks
+    if not disks[0].backing:
+        f.need_file("base", slot=0, format="raw")
+    elif not disks[1].backing:
+        f.need_file("base", slot=1, format="raw")
+    elif len(disks) == 3:
+        f.need_file("deep", slot=2, format="vhdx")
+    else:
+        f.done()
 
 
 def needs_after_a_grant(f):
@@ -706,6 +729,10 @@ def script(f):
             f.done(**args[0])
         elif what == "fail":
             f.fail("INCONSISTENT", "half way")
+        elif what == "progress":
+            f.send(progress=f.pb.Progress(requests=args[0], done=args[1], total=args[2]))
+        elif what == "error":
+            f.fail(**args[0])
         elif what == "needs":
             f.need_file("base")
         elif what == "exit":

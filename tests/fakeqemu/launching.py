@@ -35,7 +35,7 @@ class Fakes:
         self.tmp = tmp
         self.images = tmp / "images"
         self.images.mkdir()
-        for op in ("resize", "info", "noop"):
+        for op in ("resize", "rebase", "info", "noop"):
             (self.images / (op + ".elf")).touch()
         # A fifo, since the fake may write no file.
         os.mkfifo(tmp / "report")
