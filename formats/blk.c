@@ -22,20 +22,92 @@ static size_t piece(const struct blk *b, u64 off, u64 len, bool *partial)
     return (size_t)min_u64(round_down(len, b->sector), BLK_IO_MAX);
 }
 
+/* ---- the cache: it holds what the device does, or nothing ---- */
+
+void blk_forget(struct blk *b)
+{
+    struct blk_cache *c = b->cache;
+    for (unsigned i = 0; c && i < BLK_LINES; i++)
+        c->off[i] = BLK_NO_LINE;
+    if (c)
+        c->next = 0;
+}
+
+/* [off, off+len) of the device holds `data` now, or zeros. */
+static void cache_put(struct blk *b, u64 off, const u8 *data, u64 len)
+{
+    struct blk_cache *c = b->cache;
+    for (unsigned i = 0; c && i < BLK_LINES; i++) {
+        u64 line = c->off[i];
+        if (line == BLK_NO_LINE || !ranges_overlap(line, BLK_LINE, off, len))
+            continue;
+        u64 from = max_u64(line, off), n = min_u64(line + BLK_LINE, off + len) - from;
+        if (data)
+            memcpy(c->data[i] + (from - line), data + (from - off), n);
+        else
+            memset(c->data[i] + (from - line), 0, n);
+    }
+}
+
+/* The line that holds the byte at `off`, which lies below the capacity. */
+static int cache_get(struct blk *b, u64 off, const u8 **data, struct err *e)
+{
+    struct blk_cache *c = b->cache;
+    u64 line = round_down(off, BLK_LINE);
+    unsigned i = 0;
+    while (i < BLK_LINES && c->off[i] != line)
+        i++;
+    if (i == BLK_LINES) {
+        i = c->next++ % BLK_LINES;
+        c->off[i] = BLK_NO_LINE;
+        size_t n = (size_t)min_u64(BLK_LINE, capacity(b) - line);
+        int rc = b->ops->read(b, line, c->data[i], n, e);
+        if (rc)
+            return rc;
+        c->off[i] = line;
+    }
+    *data = c->data[i] + (off - line);
+    return 0;
+}
+
+/* The n bytes at `off`, which lie in one sector, or are whole ones. */
+static int read_piece(struct blk *b, u64 off, u8 *p, size_t n, bool partial, struct err *e)
+{
+    u8 sector[BLK_SECTOR_MAX];
+    const u8 *from = sector + off % b->sector;
+    int rc;
+    if (b->cache && off / BLK_LINE == (off + n - 1) / BLK_LINE)
+        rc = cache_get(b, off, &from, e);
+    else if (partial)
+        rc = b->ops->read(b, round_down(off, b->sector), sector, b->sector, e);
+    else
+        return b->ops->read(b, off, p, n, e);
+    if (!rc)
+        memcpy(p, from, n);
+    return rc;
+}
+
+/* After a write: what the device holds now, if it is known. */
+static int wrote(struct blk *b, u64 off, const u8 *data, u64 len, int rc)
+{
+    if (rc)
+        blk_forget(b);
+    else
+        cache_put(b, off, data, len);
+    return rc;
+}
+
 int blk_read(struct blk *b, u64 off, void *buf, size_t len, struct err *e)
 {
-    u8 sector[BLK_SECTOR_MAX], *p = buf;
+    u8 *p = buf;
     u64 have = off < b->size ? min_u64(len, b->size - off) : 0;
     memset(p + have, 0, len - have);
     while (have) {
         bool partial;
         size_t n = piece(b, off, have, &partial);
-        int rc = partial ? b->ops->read(b, round_down(off, b->sector), sector, b->sector, e)
-                         : b->ops->read(b, off, p, n, e);
+        int rc = read_piece(b, off, p, n, partial, e);
         if (rc)
             return rc;
-        if (partial)
-            memcpy(p, sector + off % b->sector, n);
         p += n, off += n, have -= n;
     }
     return 0;
@@ -57,14 +129,14 @@ static int modify(struct blk *b, u64 off, const u8 *data, size_t n, struct err *
 {
     u8 sector[BLK_SECTOR_MAX];
     u64 at = round_down(off, b->sector);
-    int rc = b->ops->read(b, at, sector, b->sector, e);
+    int rc = read_piece(b, at, sector, b->sector, false, e);
     if (rc)
         return rc;
     if (data)
         memcpy(sector + (off - at), data, n);
     else
         memset(sector + (off - at), 0, n);
-    return b->ops->write(b, at, sector, b->sector, e);
+    return wrote(b, at, sector, b->sector, b->ops->write(b, at, sector, b->sector, e));
 }
 
 int blk_write(struct blk *b, u64 off, const void *buf, size_t len, struct err *e)
@@ -74,7 +146,8 @@ int blk_write(struct blk *b, u64 off, const void *buf, size_t len, struct err *e
     while (!rc && len) {
         bool partial;
         size_t n = piece(b, off, len, &partial);
-        rc = partial ? modify(b, off, p, n, e) : b->ops->write(b, off, p, n, e);
+        rc = partial ? modify(b, off, p, n, e)
+                     : wrote(b, off, p, n, b->ops->write(b, off, p, n, e));
         p += n, off += n, len -= n;
     }
     return rc;
@@ -88,7 +161,8 @@ int blk_zero(struct blk *b, u64 off, u64 len, bool may_unmap, struct err *e)
         u64 n = piece(b, off, len, &partial);
         if (!partial)
             n = round_down(len, b->sector);
-        rc = partial ? modify(b, off, NULL, (size_t)n, e) : b->ops->zero(b, off, n, may_unmap, e);
+        rc = partial ? modify(b, off, NULL, (size_t)n, e)
+                     : wrote(b, off, NULL, n, b->ops->zero(b, off, n, may_unmap, e));
         off += n, len -= n;
     }
     return rc;
@@ -100,6 +174,7 @@ int blk_discard(struct blk *b, u64 off, u64 len, struct err *e)
     if (rc)
         return rc;
     u64 first = round_up(off, b->sector), end = round_down(off + len, b->sector);
+    blk_forget(b);
     return first < end ? b->ops->discard(b, first, end - first, e) : 0;
 }
 
@@ -114,6 +189,7 @@ int blk_grow(struct blk *b, u64 new_size, struct err *e)
         return 0;
     if (!b->writable)
         return FAIL(e, ERR_WRITE_FAILED, "Image is read-only", new_size, 0);
+    blk_forget(b); /* a line may have ended with the device */
     int rc = new_size > capacity(b) ? b->ops->grow(b, new_size, e) : 0;
     if (!rc)
         b->size = new_size;
@@ -152,6 +228,8 @@ int blk_batch(struct blk_req *r, unsigned n, struct err *e)
             return FAIL(e, r[i].op == BLK_READ ? ERR_READ_FAILED : ERR_WRITE_FAILED,
                         "Request of {val} bytes at {off} is past the end of the file", r[i].off,
                         r[i].len);
+        if (r[i].op != BLK_READ)
+            blk_forget(b);
     }
     if (n && r[0].b->ops->batch)
         return r[0].b->ops->batch(r, n, e);

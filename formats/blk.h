@@ -37,6 +37,16 @@ struct blk_ops {
     int (*batch)(struct blk_req *, unsigned n, struct err *);
 };
 
+/* What was read last, in lines. A request costs more than its bytes do, and headers are looked at
+ * again and again: when a format is guessed, by open(), by planners, by read-modify-write. */
+enum { BLK_LINE = 4096, BLK_LINES = 8 };
+struct blk_cache {
+    u8 data[BLK_LINES][BLK_LINE];
+    u64 off[BLK_LINES]; /* BLK_NO_LINE: not in use */
+    unsigned next;      /* which one is used next */
+};
+#define BLK_NO_LINE UINT64_MAX
+
 struct blk {
     const struct blk_ops *ops;
     u64 size;   /* exact length in bytes */
@@ -45,7 +55,11 @@ struct blk {
     bool writable;
     bool device; /* a block device: `size` may be less than what it has (planner/plan.h) */
     u32 insert_unit; /* PATCH_INSERT: multiples of this many bytes; 0: the host cannot */
+    struct blk_cache *cache; /* borrowed, and blk_forget() has been called; NULL: none */
 };
+
+/* From here on, what is read comes from the device, as it is then. */
+void blk_forget(struct blk *b);
 
 /* Any offset, length and alignment; bytes past `size` read as zero. ERR_READ_FAILED. */
 int blk_read(struct blk *b, u64 off, void *buf, size_t len, struct err *e);

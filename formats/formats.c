@@ -41,6 +41,8 @@ int image_reopen(struct image *img, struct err *e)
 {
     window_drop(&img->win);
     window_drop(&img->win2);
+    for (u8 i = 0; i < img->files; i++)
+        blk_forget(img->file[i]);
     return img->format->open(img, e);
 }
 

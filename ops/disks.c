@@ -127,7 +127,9 @@ int disks_open(struct op *op, struct err *e)
                                (u8)i,
                                r->disks[i].writable && !vblk_read_only(i),
                                r->disks[i].device,
-                               r->disks[i].insert_unit};
+                               r->disks[i].insert_unit,
+                               op_alloc(sizeof(struct blk_cache))};
+        blk_forget(&disk[i]);
         op->disk[i] = &disk[i];
         op->disks++;
     }

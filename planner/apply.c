@@ -105,6 +105,7 @@ static int apply_emit(struct sink *s, const struct patch *p, struct err *e)
         if (a->host->dry_run)
             return FAIL(e, ERR_SCRATCH_TOO_SMALL, "An insertion cannot be rehearsed", p->off,
                         p->len);
+        blk_forget(b);
         rc = a->host->insert(a->host, a->epoch, p->slot, p->off, p->len, e);
         b->size += rc ? 0 : p->len;
         return rc;

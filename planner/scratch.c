@@ -161,6 +161,7 @@ void scratch_init(struct scratch *s, struct blk *below, u8 index, struct scratch
 {
     assert(index < 1 << INDEX_BITS);
     struct blk blk = *below;
+    blk.cache = NULL;
     blk.ops = &scratch_ops;
     blk.writable = true;
     *s = (struct scratch){blk, below, p, index, 0};

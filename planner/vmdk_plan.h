@@ -11,6 +11,7 @@
 
 enum {
     VMDK_PIECE = 1 << 20, /* bytes; what the walk and the edit take of resize_args.work: two */
+    VMDK_RUN = 128 << 10, /* of tables that are read at once: memory costs where it is touched */
     VMDK_LOOK = 8 << 20,
 };
 

@@ -20,7 +20,7 @@ int vmdk_run_next(struct image *img, const struct resize_args *a, u64 entries, s
                   bool *more, struct err *e)
 {
     const struct vmdk *v = &img->u.vmdk;
-    u64 span = vmdk_table_span(v), off[2] = {0}, max = VMDK_PIECE / span;
+    u64 span = vmdk_table_span(v), off[2] = {0}, max = VMDK_RUN / span;
     int rc = 0, dirs = v->rgd_offset ? 2 : 1;
     r->idx += r->cnt;
     r->cnt = 0;

@@ -116,7 +116,7 @@ int vmdk_edit_emit(const struct image *img, const struct vmdk_edit *d, const str
         return emit_apart(img, d, s, e);
     if ((rc = blk_read(img->file[0], v->descriptor_offset, old, len, e)))
         return rc;
-    memset(new, 0, VMDK_PIECE);
+    memset(new, 0, d->to - from);
     for (unsigned i = 0; i < d->cnt; i++) {
         u32 keep = d->part[i].off - at;
         memcpy(new + n, old + at, keep);

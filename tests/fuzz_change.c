@@ -50,6 +50,7 @@ void fuzz_spot(const struct blk_mem *m, struct spot out[SPOTS_MAX], unsigned *cn
 /* ---- the disk: it counts, and fails when it is told to ---- */
 
 static u64 requests, writes, fail_at;
+static struct blk_cache cache;
 static const struct blk_ops *mem_ops;
 
 static int count(bool write, struct err *e)
@@ -102,6 +103,7 @@ static bool untouched(const struct blk_mem *m)
 static int open_image(struct blk_mem *m, struct image *img, struct err *e)
 {
     static u8 mem[IMAGE_MEM] __attribute__((aligned(4096)));
+    blk_forget(&m->blk);
     return image_open(img, &m->blk, fuzz_format.name, mem, e);
 }
 
@@ -413,6 +415,7 @@ bool change_run(struct change *c)
     disk_over(&old, c);
     disk_over(&now, c);
     disk = &now;
+    now.blk.cache = &cache;
     bool ok = run(c, &old, &now);
     c->requests = requests;
     blk_mem_free(&now);

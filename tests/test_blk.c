@@ -372,6 +372,83 @@ static void fail_closed(void)
 }
 
 /* The memory disk itself: petabytes, copies, equality. */
+/* ---- the cache ---- */
+
+static struct blk_cache cache;
+
+static struct blk fresh_cached(u32 sector)
+{
+    struct blk b = fresh(sector);
+    b.cache = &cache;
+    blk_forget(&b);
+    return b;
+}
+
+/* What it saves, and that it can be told to forget. */
+static void cached_requests(void)
+{
+    struct blk b = fresh_cached(512);
+    struct err e = {0};
+    u8 p[1024];
+    CHECK(!blk_read(&b, 3, p, 8, &e) && !blk_read(&b, 512, p, 1024, &e) && noted == 1);
+    CHECK(notes[0].op == 'r' && notes[0].off == 0 && notes[0].len == 4096);
+    CHECK(!blk_write(&b, 600, "x", 1, &e) && noted == 2 && notes[1].op == 'w');
+    CHECK(!blk_read(&b, 600, p, 1, &e) && p[0] == 'x' && noted == 2);
+    CHECK(!blk_read(&b, SIZE - 1, p, 9, &e) && noted == 3 && notes[2].len == 1024);
+    blk_mem_put(&under, 600, "y", 1);
+    CHECK(!blk_read(&b, 600, p, 1, &e) && p[0] == 'x');
+    blk_forget(&b);
+    CHECK(!blk_read(&b, 600, p, 1, &e) && p[0] == 'y');
+}
+
+static int n_fail(struct blk *b, u64 off, const void *buf, size_t len, struct err *e)
+{
+    (void)buf;
+    blk_mem_put(&under, off, "?", 1); /* it got there, or not */
+    return FAIL(e, ERR_WRITE_FAILED, "as it was told", off, len + b->sector);
+}
+
+static void cached_write_that_fails(void)
+{
+    struct blk b = fresh_cached(512);
+    struct err e = {0};
+    u8 p[8];
+    CHECK(!blk_read(&b, 0, p, 8, &e));
+    ops.write = n_fail;
+    CHECK(blk_write(&b, 0, p, 8, &e));
+    ops.write = n_write;
+    CHECK(!blk_read(&b, 0, p, 8, &(struct err){0}) && p[0] == '?');
+}
+
+/* Any mixture of requests: it reads what a disk without a cache would. */
+static void cached_like_uncached(void)
+{
+    static u8 want[2 * SIZE], got[2 * SIZE];
+    u64 seed = test_seed(4711);
+    struct blk b;
+    for (int i = 0; i < 20000; i++) {
+        struct err e = {0};
+        if (i % 500 == 0)
+            b = fresh_cached(i % 1000 ? 512 : 4096);
+        u64 off = rnd_below(&seed, SIZE), len = rnd_below(&seed, i % 3 ? 700 : SIZE - off);
+        len = min_u64(len, SIZE - off);
+        u64 what = rnd_below(&seed, 6);
+        noted = 0;
+        for (u64 k = 0; k < len; k++)
+            want[k] = (u8)rnd(&seed);
+        if (what == 0)
+            CHECK(!blk_write(&b, off, want, len, &e));
+        else if (what == 1)
+            CHECK(!blk_zero(&b, off, len, false, &e));
+        noted = 0;
+        off = rnd_below(&seed, SIZE), len = rnd_below(&seed, i % 2 ? 5000 : 600);
+        blk_mem_get(&under, off, want, len);
+        CHECK(!blk_read(&b, off, got, len, &e));
+        if (!CHECK(!memcmp(got, want, off + len > SIZE ? SIZE - off : len)))
+            return;
+    }
+}
+
 static void memory_disk(void)
 {
     struct blk_mem m, over;
@@ -407,6 +484,9 @@ int main(void)
     RUN(growing);
     RUN(batches);
     RUN(fail_closed);
+    RUN(cached_requests);
+    RUN(cached_write_that_fails);
+    RUN(cached_like_uncached);
     RUN(memory_disk);
     blk_mem_free(&under);
     return test_end();
