@@ -25,6 +25,7 @@ TIMEOUT = 60
 CLUSTER = 65536
 
 sys.path.insert(0, str(ROOT / "build" / "gen"))
+sys.path.insert(0, str(ROOT / "tests" / "fakeqemu"))
 os.environ.setdefault("PYTHONDONTWRITEBYTECODE", "1")
 
 
@@ -242,6 +243,15 @@ def host(op, request, path, tmp_path):
     p = run(HOST / f"host-{op}", req, path, text=False)
     assert p.stderr == b"", p.stderr.decode()
     return p.returncode, frames(p.stdout)
+
+
+@pytest.fixture
+def fakes(tmp_path):
+    """The launcher with a fake QEMU; none of that may be left at the end."""
+    import launching
+    f = launching.Fakes(tmp_path)
+    yield f
+    f.none_left()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,29 +4,19 @@ the image as it was. A fake QEMU (tests/fakeqemu) plays each part.
 """
 import json
 import os
-import pathlib
 import pty
 import re
 import resource
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent / "fakeqemu"))
-import launching  # noqa: E402
+import launching
 
 UNCHANGED = "Nothing had been granted or written: the image is unchanged.\n"
 LIMIT = 640 << 20
-
-
-@pytest.fixture
-def fakes(tmp_path):
-    f = launching.Fakes(tmp_path)
-    yield f
-    f.none_left()
 
 
 def refused(fakes, mode, *args, status=4, message=None, more=None, accel="tcg"):

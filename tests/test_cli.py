@@ -8,30 +8,20 @@ import base64
 import fcntl
 import json
 import os
-import pathlib
 import signal
 import socket
 import subprocess
-import sys
 
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent / "fakeqemu"))
-import launching  # noqa: E402
-from launching import OFD_GETLK, OFD_SETLK, ofd, qemu_holds, run  # noqa: E402
+import launching
+from launching import OFD_GETLK, OFD_SETLK, ofd, qemu_holds, run
 
 BAD_SIZE = ("instar-launch: Parameter 'size' expects a non-negative number below 2^64\n"
             "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
             "and exabytes, respectively.\n")
 TRY = "\nTry 'instar-launch resize --help' for more information\n"
 POSITIVE = "instar-launch: New image size must be positive\n"
-
-
-@pytest.fixture
-def fakes(tmp_path):
-    f = launching.Fakes(tmp_path)
-    yield f
-    f.none_left()
 
 
 @pytest.fixture

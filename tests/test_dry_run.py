@@ -11,7 +11,6 @@ import shutil
 import signal
 import struct
 import subprocess
-import sys
 import tempfile
 import time
 
@@ -19,8 +18,7 @@ import pytest
 
 from conftest import IMAGES, LAUNCH, be64, create, info, patch, qemu_img, qemu_io, run, sha256
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent / "fakeqemu"))
-import launching  # noqa: E402
+import launching
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 IN_MODIFY, IN_ATTRIB, IN_CLOSE_WRITE, IN_MOVED, IN_CREATE, IN_DELETE = 2, 4, 8, 0xC0, 0x100, 0x200
@@ -385,11 +383,9 @@ def test_image_in_use(tmp_path):
 
 
 @pytest.fixture
-def fakes(tmp_path):
-    f = launching.Fakes(tmp_path)
-    f.image()
-    yield f
-    f.none_left()
+def fakes(fakes):
+    fakes.image()
+    return fakes
 
 
 WORDS = ["resize", "--dry-run", "disk.qcow2", "+1G"]

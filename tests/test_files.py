@@ -8,13 +8,11 @@ import os
 import pathlib
 import shutil
 import subprocess
-import sys
 import time
 
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent / "fakeqemu"))
-import launching  # noqa: E402
+import launching
 
 UNCHANGED = "Nothing had been granted or written: the image is unchanged.\n"
 OUT_OF_TURN = "The guest asked for a file out of turn\n" + UNCHANGED
@@ -23,13 +21,6 @@ GROW = ("resize", "disk.qcow2", "+1G", "--timeout=5")
 DATA = {"name": "data", "role": "ROLE_DATA", "writable": True}
 BASE = {"name": "base", "role": "ROLE_BACKING", "slot": 0, "format": "raw"}
 LIMIT = (1 << 30) + (1 << 25) + (640 << 20)
-
-
-@pytest.fixture
-def fakes(tmp_path):
-    f = launching.Fakes(tmp_path)
-    yield f
-    f.none_left()
 
 
 @pytest.fixture

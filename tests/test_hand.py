@@ -4,18 +4,15 @@ decode prints what came out of the serial port, whatever that is.
 """
 import json
 import os
-import pathlib
 import socket
 import subprocess
-import sys
 
 import pytest
 
 from conftest import LAUNCH, ROOT, create, info, qemu_img, run
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent / "fakeqemu"))
-import launching  # noqa: E402
-from fakeqemu import frame  # noqa: E402
+import launching
+from fakeqemu import frame
 
 
 def decode(data):

@@ -10,20 +10,12 @@ import sys
 
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent / "fakeqemu"))
-import launching  # noqa: E402
+import launching
 
 UNCHANGED = "Nothing had been granted or written: the image is unchanged.\n"
 GROW = ("resize", "disk.qcow2", "+1G", "--timeout=5")
 UNIT, LENGTH = 4096, 3 * 4096 + 512
 LIMIT = LENGTH + (1 << 30) + (1 << 25) + (640 << 20)
-
-
-@pytest.fixture
-def fakes(tmp_path):
-    f = launching.Fakes(tmp_path)
-    yield f
-    f.none_left()
 
 
 @pytest.fixture

@@ -19,10 +19,9 @@ import time
 
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent / "fakeqemu"))
-import launching  # noqa: E402
-import undo_journal  # noqa: E402
-from undo_journal import crc32c  # noqa: E402
+import launching
+import undo_journal
+from undo_journal import crc32c
 
 UNCHANGED = "Nothing had been granted or written: the image is unchanged.\n"
 ROLLED_BACK = ("What the operation had written of its last step was rolled back: the image has its "
@@ -42,13 +41,6 @@ GRANTED = [*ANNOUNCED, NEED, ["granted", 3]]
 
 def write(*offs):
     return [["write", off, NEW[off].hex()] for off in offs]
-
-
-@pytest.fixture
-def fakes(tmp_path):
-    f = launching.Fakes(tmp_path)
-    yield f
-    f.none_left()
 
 
 @pytest.fixture
