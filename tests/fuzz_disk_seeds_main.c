@@ -11,10 +11,6 @@
 
 #include <sys/stat.h>
 
-#define KI(n) ((u64)(n) << 10)
-#define MI(n) ((u64)(n) << 20)
-#define GI(n) ((u64)(n) << 30)
-
 enum { FUZZ_INSERT = 128, FULL = 3 << FUZZ_HOW_SHIFT, FALLOC = 2 << FUZZ_HOW_SHIFT };
 
 static const char *top;

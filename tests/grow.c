@@ -61,11 +61,6 @@ enum qcow2_grow_action grow_action(const struct verdict *before, const struct ve
 /* Sizes: an L1 entry maps cluster^2 / 8 bytes (half of that with extended L2): 32 KiB at clusters
  * of 512, 2 MiB at 4 KiB, 512 MiB at 64 KiB; a cluster of L1 table 64 times, 512 times, 8192 times
  * as much. */
-#define KI(n) ((u64)(n) << 10)
-#define MI(n) ((u64)(n) << 20)
-#define GI(n) ((u64)(n) << 30)
-#define TI(n) ((u64)(n) << 40)
-
 /* clang-format off */
 const struct grow_case grow_cases[] = {
     { "header only", { .refcount_order = 4, .size = MI(100), .first = 9, .kinds = KINDS }, MI(200),

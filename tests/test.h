@@ -20,6 +20,12 @@
 #define CHECK_ERR(e, want) test_check_err((e), (want), __FILE__, __LINE__)
 #define RUN(fn) test_run(#fn, fn)
 
+/* Bytes. */
+#define KI(n) ((u64)(n) << 10)
+#define MI(n) ((u64)(n) << 20)
+#define GI(n) ((u64)(n) << 30)
+#define TI(n) ((u64)(n) << 40)
+
 /* Each returns whether it held. */
 bool test_check(bool ok, const char *file, int line, const char *expr);
 bool test_check_u64(u64 a, u64 b, const char *file, int line, const char *expr);

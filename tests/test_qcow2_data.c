@@ -11,9 +11,6 @@
 #include "grow.h"
 #include "test.h"
 
-#define KI(n) ((u64)(n) << 10)
-#define MI(n) ((u64)(n) << 20)
-
 enum { INCOMPAT_DATA_FILE = 4, AUTOCLEAR_RAW = 2 };
 #define DATA_AT MI(256) /* where the data file begins on the common disk */
 

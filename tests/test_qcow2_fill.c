@@ -12,9 +12,6 @@
 
 enum { KINDS = MAKE_DATA | MAKE_ZERO | MAKE_PREZERO | MAKE_PACKED };
 
-#define KI(n) ((u64)(n) << 10)
-#define MI(n) ((u64)(n) << 20)
-
 struct fill_case {
     const char *name;
     struct make p;

@@ -15,9 +15,6 @@
 
 enum { KINDS = MAKE_DATA | MAKE_ZERO | MAKE_PREZERO | MAKE_PACKED, RANDOM_SUBSETS = 8 };
 
-#define KI(n) ((u64)(n) << 10)
-#define MI(n) ((u64)(n) << 20)
-#define GI(n) ((u64)(n) << 30)
 #define OFFSET 0x00fffffffffffe00ull
 #define COPIED (1ull << 63)
 

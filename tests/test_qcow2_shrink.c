@@ -12,11 +12,6 @@
 
 enum { KINDS = MAKE_DATA | MAKE_ZERO | MAKE_PREZERO | MAKE_PACKED, RANDOM_SUBSETS = 4 };
 
-#define KI(n) ((u64)(n) << 10)
-#define MI(n) ((u64)(n) << 20)
-#define GI(n) ((u64)(n) << 30)
-#define TI(n) ((u64)(n) << 40)
-
 struct shrink_case {
     const char *name;
     struct make p;

@@ -127,8 +127,6 @@ static void matrix(void)
 
 /* ---- crashes and faults ---- */
 
-#define KI(n) ((u64)(n) << 10)
-
 /* clang-format off */
 static const struct shape {
     const char *name;

@@ -11,10 +11,6 @@
 #include "vhd_run.h"
 #include "vhd_size.h"
 
-#define KI(n) ((u64)(n) << 10)
-#define MI(n) ((u64)(n) << 20)
-#define GI(n) ((u64)(n) << 30)
-
 static struct vhd made_by(const char *creator, u64 current, struct vhd_geometry g)
 {
     struct vhd v = {.current_size = current, .geometry = g};

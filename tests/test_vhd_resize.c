@@ -14,10 +14,6 @@
 #include "vhd_make.h"
 #include "vhd_run.h"
 
-#define KI(n) ((u64)(n) << 10)
-#define MI(n) ((u64)(n) << 20)
-#define GI(n) ((u64)(n) << 30)
-
 /* ---- one resize, judged ---- */
 
 /* The image as it is: with its hashes up to `upto`. */

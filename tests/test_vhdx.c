@@ -12,7 +12,6 @@
 #include <unistd.h>
 
 enum { KI = 1 << 10, MI = 1 << 20 };
-#define TI(n) ((u64)(n) << 40)
 
 static void put(struct blk_mem *m, u64 off, int bytes, u64 val)
 {

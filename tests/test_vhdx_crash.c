@@ -15,7 +15,6 @@
 #include <unistd.h>
 
 enum { KI = 1 << 10, MI = 1 << 20, RANDOM_SUBSETS = 12, AGAIN_EVERY = 97, QEMU_EVERY = 701 };
-#define TI(n) ((u64)(n) << 40)
 
 struct shape {
     const char *name;

@@ -11,7 +11,6 @@
 #include <time.h>
 
 enum { KI = 1 << 10, MI = 1 << 20 };
-#define TI(n) ((u64)(n) << 40)
 
 static u64 random_size(u64 *seed, u64 block, u32 sector, u64 max_blocks)
 {

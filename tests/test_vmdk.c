@@ -9,9 +9,6 @@
 #include "vmdk_judge.h"
 #include "vmdk_make.h"
 
-#define KI(n) ((u64)(n) << 10)
-#define MI(n) ((u64)(n) << 20)
-
 static int open_as(struct blk_mem *m, const char *name, struct image *img, struct err *e)
 {
     static u8 mem[IMAGE_MEM] __attribute__((aligned(4096)));

@@ -12,9 +12,6 @@
 #include "vmdk_run.h"
 #include "vmdk_stream.h"
 
-#define KI(n) ((u64)(n) << 10)
-#define MI(n) ((u64)(n) << 20)
-
 /* [0]: the child; each next one is the parent of the one before. */
 struct family {
     struct blk_mem m[3];

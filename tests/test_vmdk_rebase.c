@@ -8,9 +8,6 @@
 #include "test.h"
 #include "vmdk_make.h"
 
-#define KI(n) ((u64)(n) << 10)
-#define MI(n) ((u64)(n) << 20)
-
 enum { TEXT = 64 << 10, OTHER_CID = 0xabc0123 };
 
 /* ---- running ---- */

@@ -16,9 +16,6 @@
 #include "vmdk_judge.h"
 #include "vmdk_make.h"
 
-#define KI(n) ((u64)(n) << 10)
-#define MI(n) ((u64)(n) << 20)
-
 enum { LINKS = 4, MOST = 4 << 20, CID = 0x12345678 };
 
 static u8 scratch[IMAGE_SCRATCH] __attribute__((aligned(4096)));

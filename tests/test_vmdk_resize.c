@@ -14,11 +14,6 @@
 #include "vmdk_plan.h"
 #include "vmdk_run.h"
 
-#define KI(n) ((u64)(n) << 10)
-#define MI(n) ((u64)(n) << 20)
-#define GI(n) ((u64)(n) << 30)
-#define TI(n) ((u64)(n) << 40)
-
 /* ---- the query ---- */
 
 static void query(void)

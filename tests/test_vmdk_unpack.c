@@ -12,9 +12,6 @@
 #include "vmdk_make.h"
 #include "vmdk_stream.h"
 
-#define KI(n) ((u64)(n) << 10)
-#define MI(n) ((u64)(n) << 20)
-
 static u8 scratch[IMAGE_SCRATCH + 4096] __attribute__((aligned(4096)));
 
 static int open_as(struct blk_mem *m, struct image *img, u8 *mem, struct err *e)
