@@ -20,6 +20,7 @@
 
 enum {
     TABLES_MAX = 4 << 20,    /* bytes of work for L2 tables, and for the header in its epoch */
+    TABLE_MAX = 2 << 20,     /* the largest table that there is */
     TABLES_SMALL = 64 << 10, /* smaller ones are taken together up to this */
     GROUP_MAX = TABLES_SMALL / 512,
     FREES_MAX = 6, /* runs that an epoch gives back */
@@ -47,6 +48,7 @@ struct copy {
     bool in_place;        /* data is written where something has been allocated already */
     struct patch pending; /* data that the next may continue */
     struct copy_table table[GROUP_MAX];
+    u8 changed[TABLE_MAX / SECTOR / 8]; /* sectors of `tables`, one bit each */
 };
 
 /* A cluster of the disk that units of the batch lie in; without extended L2 it is one unit. */
@@ -313,6 +315,8 @@ static int put_cluster(struct copy *c, const struct touched *t, struct err *e)
         put_be64(p, QCOW2_L2_ZERO);
     if (extl2)
         put_be64(p + 8, be64(p + 8) | t->data | (u64)t->zero << 32);
+    u64 sector = (u64)(p - c->tables) / SECTOR;
+    c->changed[sector / 8] |= (u8)(1 << sector % 8);
     return 0;
 }
 
@@ -328,24 +332,25 @@ static int put_clusters(struct copy *c, struct err *e)
 
 /* ---- tables ---- */
 
-/* The sectors of a table that differ from what stands at its place; nothing but zeros stands at
- * that of a fresh one. */
-static int emit_table(struct copy *c, u32 i, const char *why, struct err *e)
+/* Does this sector of table i have to be written? Where a fresh table goes, the file reads zero. */
+static bool is_changed(const struct copy *c, u32 i, u64 at)
 {
     static const u8 zeros[SECTOR];
-    const struct copy_table *t = &c->table[i];
-    const u8 *now = c->tables + i * (u64)c->img->unit, *before = zeros;
-    u64 from = 0, at = 0, unit = c->img->unit;
+    u64 off = i * (u64)c->img->unit + at;
+    return c->table[i].fresh ? memcmp(c->tables + off, zeros, SECTOR) != 0
+                             : c->changed[off / SECTOR / 8] >> off / SECTOR % 8 & 1;
+}
+
+static int emit_table(struct copy *c, u32 i, const char *why, struct err *e)
+{
+    u64 from = 0, unit = c->img->unit;
     int rc = 0;
-    for (; !rc && at <= unit; at += SECTOR) { /* [from, at) differs */
-        if (at < unit && !t->fresh &&
-            (rc = window_get(&c->img->win2, c->img->file[0], t->at + at, SECTOR, t->at + unit,
-                             &before, e)))
-            break;
-        if (at < unit && memcmp(now + at, before, SECTOR))
+    for (u64 at = 0; !rc && at <= unit; at += SECTOR) { /* [from, at) is to be written */
+        if (at < unit && is_changed(c, i, at))
             continue;
         if (at > from)
-            rc = plan_write(c->s, t->at + from, now + from, at - from, why, e);
+            rc = plan_write(c->s, c->table[i].at + from, c->tables + i * unit + from, at - from,
+                            why, e);
         from = at + SECTOR;
     }
     return rc;

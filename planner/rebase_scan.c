@@ -18,7 +18,7 @@ void rebase_scan_init(struct rebase_scan *k, struct image *img, struct image *ne
     u8 *at = work;
     u64 batch = round_up(sizeof(struct rebase_batch), BLK_SECTOR_MAX);
     u64 taken = batch + REBASE_WINDOW + 2 * IMAGE_UNIT_MAX;
-    assert(len >= REBASE_WORK && is_pow2(unit) && unit >= 512 && unit <= REBASE_WINDOW / 2);
+    assert(len >= REBASE_WORK && is_pow2(unit) && unit >= 512 && unit <= IMAGE_UNIT_MAX);
     *k = (struct rebase_scan){
         .img = img, .unit = unit, .span = span, .batch = work, .room = len - taken};
     k->other = at + batch;
@@ -81,6 +81,12 @@ static int compare_bytes(struct rebase_scan *k, u64 from, u64 to, struct err *e)
     return 0;
 }
 
+/* As much as can be read together now. */
+static u64 window(const struct rebase_scan *k)
+{
+    return min_u64(REBASE_WINDOW, round_down(k->room - k->batch->kept, IMAGE_UNIT_MAX));
+}
+
 /* One step from *voff on, which does not pass `end` where anything is compared. */
 static int step(struct rebase_scan *k, u64 *voff, u64 end, struct err *e)
 {
@@ -105,7 +111,7 @@ static int step(struct rebase_scan *k, u64 *voff, u64 end, struct err *e)
     /* More of the same may follow: as much as can be read together. */
     from = round_down(*voff, k->unit);
     to = round_up(*voff + len, k->unit);
-    u64 most = min_u64(hole_end, from + REBASE_WINDOW);
+    u64 most = min_u64(hole_end, from + window(k));
     for (; to < most; to = round_up(to + len, k->unit))
         if ((rc = compare_pieces(k, to, most - to, &len, &same, e)))
             return rc;
@@ -118,8 +124,7 @@ static int step(struct rebase_scan *k, u64 *voff, u64 end, struct err *e)
 static bool has_room(const struct rebase_scan *k)
 {
     const struct rebase_batch *b = k->batch;
-    return k->looked < LOOK_MAX && b->kept + REBASE_WINDOW <= k->room &&
-           b->runs + REBASE_WINDOW / k->unit <= REBASE_RUNS;
+    return k->looked < LOOK_MAX && window(k) && b->runs + REBASE_WINDOW / k->unit <= REBASE_RUNS;
 }
 
 int rebase_scan(struct rebase_scan *k, u64 voff, struct err *e)

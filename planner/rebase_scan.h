@@ -10,7 +10,7 @@
 #include "plan.h"
 
 enum {
-    REBASE_WINDOW = 4 << 20, /* bytes that are read and compared together */
+    REBASE_WINDOW = 8 << 20, /* bytes that are read and compared together, at most */
     REBASE_RUNS = 64 << 10,
 };
 
@@ -47,7 +47,7 @@ struct rebase_scan {
 /* Divides `len` bytes of work, 8-aligned, of which len >= REBASE_WORK. */
 void rebase_scan_init(struct rebase_scan *k, struct image *img, struct image *new_backing, u64 unit,
                       u64 span, void *work, size_t len);
-enum { REBASE_WORK = 24 << 20 };
+enum { REBASE_WORK = 20 << 20 };
 
 /* Compares from voff on, and fills the batch: up to the end of the span that holds the first
  * difference, or as much as there is room for, or as may be read without a sign of life. It may
