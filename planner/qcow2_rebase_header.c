@@ -21,6 +21,7 @@ struct layout {
     u8 *old, *now; /* as it is; as it is to be */
     u32 len;
     u32 old_end, end; /* behind the mark that ends the extensions */
+    u32 used;         /* nothing changes behind this */
 };
 
 static int no_room(const struct layout *l, u64 need, struct err *e)
@@ -167,7 +168,7 @@ static int write_changes(const struct layout *l, u32 off, const char *why, struc
                          struct err *e)
 {
     int rc = 0;
-    for (u32 n; !rc && (n = next_change(l, &off, l->len)); off += n)
+    for (u32 n; !rc && (n = next_change(l, &off, l->used)); off += n)
         rc = plan_write(s, off, l->now + off, n, why, e);
     return rc;
 }
@@ -187,13 +188,13 @@ static int change_at_once(const struct image *img, const struct layout *l, struc
     int rc = qcow2_header_autoclear(img, s, e);
     if (rc)
         return rc;
-    if (next_change(l, &off, l->len)) {
+    if (next_change(l, &off, l->used)) {
         if ((rc = make_room(img, l, s, e)) ||
             (rc = write_changes(l, SECTOR, "where the header does not look yet", s, e)) ||
             (rc = plan_barrier(s, "what the header is about to refer to is in place", e)))
             return rc;
     }
-    u32 n = next_change(l, &first, SECTOR);
+    u32 n = next_change(l, &first, (u32)min_u64(SECTOR, l->used));
     if (!n)
         return 0;
     rc = plan_commit(s, first, l->now + first, n, "what the image stands on", e);
@@ -237,6 +238,7 @@ int qcow2_rebase_header(struct image *img, const struct rebase_args *a, struct p
         (len && (rc = place_name(&l, a->name, len, &at, e))))
         return rc;
     bool journal = extensions_clash(&l) || clashes(&l, at, a->name, len);
+    l.used = (u32)max_u64(l.end, at + len);
     memcpy(l.now + at, a->name, len);
     put_be64(l.now + QH_BACKING_FILE_OFFSET, at);
     put_be32(l.now + QH_BACKING_FILE_SIZE, len);

@@ -121,6 +121,31 @@ def bench_whole(table, tmp, accel):
     ratio(table, f"{accel}: resize / qemu-img resize", t["resize"], t["qemu-img"])
 
 
+def bench_reference(table, tmp, accel):
+    """rebase -u: to a backing file that is not there, to one, and to one that stands on another,
+    which takes a boot more."""
+    image, base, top = (os.path.join(tmp, n) for n in ("r.qcow2", "base", "top.qcow2"))
+    with open(base, "wb") as f:
+        f.truncate(20 * G)
+    fresh(top, 20 * G, "-b", base, "-F", "raw")()
+    make = fresh(image, 20 * G, "-b", base, "-F", "raw")
+    rebase = lambda name, fmt: lambda: run(LAUNCH, "rebase", "-u", "--accel", accel, "-b", name, "-F",
+                                           fmt, image)
+    cases = {
+        "noop": (make, lambda: run(LAUNCH, "noop", "--accel", accel, image)),
+        "gone": (make, rebase("gone", "raw")),
+        "base": (make, rebase("./base", "raw")),
+        "top": (make, rebase("top.qcow2", "qcow2")),
+        "qemu-img": (make, lambda: run("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", "gone", "-F",
+                                       "raw", image)),
+    }
+    t = interleaved(cases)
+    ratio(table, f"{accel}: rebase -u / noop, no such backing file", t["gone"], t["noop"], 1.25)
+    ratio(table, f"{accel}: rebase -u / noop, backing file raw", t["base"], t["noop"], 1.25)
+    ratio(table, f"{accel}: rebase -u / noop, backing file with one of its own", t["top"], t["noop"])
+    ratio(table, f"{accel}: rebase -u / qemu-img rebase -u", t["gone"], t["qemu-img"])
+
+
 def bench_floor(table, tmp, accel):
     request = os.path.join(tmp, "request")
     with open(request, "wb") as f:
@@ -252,6 +277,7 @@ def main():
     with tempfile.TemporaryDirectory() as tmp:
         for accel in accels():
             bench_whole(table, tmp, accel)
+            bench_reference(table, tmp, accel)
             bench_floor(table, tmp, accel)
             bench_sizes(table, tmp, accel)
             bench_machines(table, tmp, accel)
