@@ -22,7 +22,7 @@ _instar_launch()
         # To bash, --option=value is three words, and --option value two.
         [ "$word" = = ] && word=
         [ "$before" = = ] && before=${COMP_WORDS[COMP_CWORD-2]}
-        [ "$before" = -f ] && before=--format
+        case $before in -f) before=--format ;; -F) before=--backing-format ;; esac
         options=$(_instar_launch_help "$1" Options "$verb" |
             sed -n 's/^  \(-., \|    \)\(--[^ ]*\) .*/\2/p')
         values=$(sed -n "s/^$before\[\{0,1\}=\([^]]*\).*/\1/p" <<< "$options")

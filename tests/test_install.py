@@ -136,6 +136,7 @@ def test_completion(tree):
     assert complete(tree, "info", "--accel", "=", "k") == ["kvm"]
     assert complete(tree, "info", "--machine", "q") == ["q35"]
     assert complete(tree, "info", "-f", "q") == ["qcow2"]
+    assert complete(tree, "rebase", "-F", "q") == ["qcow2"]
     assert complete(tree, "info", "di") == []  # file names are bash's own
     assert complete(tree, "decode", "--") == ["--help"]
 
