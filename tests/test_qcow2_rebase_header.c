@@ -6,6 +6,7 @@
  * name, the format, and that nothing else has changed. Then every crash state, with the journal
  * rolled back where there is one: the image says all of the old or all of the new.
  */
+#include "blk_fault.h"
 #include "blk_record.h"
 #include "crc32c.h"
 #include "plan.h"
@@ -275,7 +276,7 @@ static void show_qemu(const struct blk_mem *m, const char *name, const char *for
 }
 
 struct tally {
-    u64 at_once, journaled, no_room, states, qemu, nothing;
+    u64 at_once, journaled, no_room, states, faults, qemu, nothing;
 };
 
 static void check_room(const struct crash *c, struct tally *t)
@@ -288,15 +289,58 @@ static void check_room(const struct crash *c, struct tally *t)
     t->no_room++;
 }
 
+/* Request after request fails: what is left is one of the two, or can be rolled back. */
+static void every_fault(struct crash *c, u32 sector, struct tally *t)
+{
+    int rc = 1;
+    for (u64 n = 1; rc && n < 200; n++) {
+        struct blk_mem now;
+        struct blk_fault f;
+        struct err e = {0};
+        blk_mem_over(&now, c->old);
+        now.blk.sector = sector;
+        blk_fault_init(&f, &now.blk, n, n % 2);
+        rc = rebase(&f.blk, c->name, c->format, &e);
+        CHECK(!rc || e.code == ERR_READ_FAILED || e.code == ERR_WRITE_FAILED);
+        CHECK((f.seen >= n) == (rc != 0));
+        if (!journal.asked)
+            journal.cnt = 0; /* nobody has made one: nothing may have been written */
+        if (rc)
+            judge(c, &now, "a fault");
+        t->faults += rc != 0;
+        blk_mem_free(&now);
+    }
+    CHECK(!rc);
+}
+
+/* What the plan has made of the image. */
+static void check_result(struct crash *c, struct blk_record *r)
+{
+    static struct view is, was;
+    u64 at;
+    look(&is, &r->now, c->was.cluster);
+    CHECK(says(&is, c->name, c->format));
+    CHECK(same_extensions(&c->was, &is));
+    was = c->was;
+    if (be32(was.bytes + 4) == 3)
+        put_be64(was.bytes + 88, be64(was.bytes + 88) & 3); /* the one thing besides */
+    CHECK(rest_kept(&was, &is));
+    CHECK(journal.asked == (journal.cnt > 0));
+    struct blk_mem now;
+    blk_mem_over(&now, &r->now);
+    blk_mem_put(&now, 0, c->was.bytes, c->was.cluster);
+    blk_mem_truncate(&now, c->old->length); /* as the launcher would */
+    CHECK(blk_mem_equal(c->old, &now, &at));
+    blk_mem_free(&now);
+}
+
 static void one(u64 *seed, unsigned round, struct tally *t)
 {
     static struct crash c;
-    static struct view is;
     struct blk_mem m;
     struct blk_record r;
     struct err e = {0};
     char name[1024] = "", format[16] = "";
-    u64 at;
     u32 cluster = random_image(seed, &m);
     c = (struct crash){.old = &m, .name = name, .format = format};
     look(&c.was, &m, cluster);
@@ -305,8 +349,10 @@ static void one(u64 *seed, unsigned round, struct tally *t)
         random_text(seed, name, 1 + random_len(seed, 1022));
         random_text(seed, format, 1 + (u32)rnd_below(seed, 15));
     }
-    if (rnd_below(seed, 8) == 0) /* the same again */
-        memcpy(name, c.was.name, sizeof(name)), memcpy(format, c.was.format, sizeof(format));
+    if (rnd_below(seed, 8) == 0) { /* the same again */
+        memcpy(name, c.was.name, sizeof(name));
+        memcpy(format, *name ? c.was.format : "", *name ? sizeof(format) : 1);
+    }
     m.blk.sector = round % 5 == 4 ? 4096 : 512;
     blk_record_init(&r, &m);
     rebase(&r.blk, name, format, &e);
@@ -315,32 +361,17 @@ static void one(u64 *seed, unsigned round, struct tally *t)
         CHECK(r.cnt == 0);
         check_room(&c, t);
     } else {
-        u64 autoclear = be32(c.was.bytes + 4) == 3 ? be64(c.was.bytes + 88) & 3 : 0;
-        look(&is, &r.now, cluster);
-        CHECK(says(&is, name, *name ? format : ""));
-        CHECK(same_extensions(&c.was, &is));
-        if (be32(c.was.bytes + 4) == 3)
-            put_be64(c.was.bytes + 88, autoclear); /* the one thing besides */
-        CHECK(rest_kept(&c.was, &is));
-        blk_mem_put(&r.now, 0, c.was.bytes, cluster);
-        blk_mem_truncate(&r.now, m.length); /* as the launcher would */
-        CHECK(journal.cnt || blk_mem_equal(&m, &r.now, &at) || at < cluster);
-        CHECK(journal.asked == (journal.cnt > 0));
+        check_result(&c, &r);
         t->at_once += !journal.cnt;
         t->journaled += journal.cnt > 0;
         t->nothing += !r.cnt;
         if (round % CRASH_EVERY == 0) {
-            if (!*name)
-                *format = 0;
             t->states += blk_record_states(&r, *seed | 1, 8, judge, &c);
             CHECK(journal.cnt || c.news > 0);
+            every_fault(&c, m.blk.sector, t);
         }
         if (round % QEMU_EVERY == 1) {
-            struct blk_mem now;
-            blk_mem_over(&now, &m);
-            blk_mem_put(&now, 0, is.bytes, cluster);
-            show_qemu(&now, name, *name ? format : "");
-            blk_mem_free(&now);
+            show_qemu(&r.now, name, format);
             t->qemu++;
         }
     }
@@ -358,12 +389,58 @@ static void every_header(void)
     }
     test_note("%s", "");
     printf("  %llu at once (%llu of them with nothing to do), %llu with a journal, %llu without "
-           "room; %llu crash states, %llu shown to qemu-img\n",
+           "room; %llu crash states, %llu faults, %llu shown to qemu-img\n",
            (unsigned long long)t.at_once, (unsigned long long)t.nothing,
            (unsigned long long)t.journaled, (unsigned long long)t.no_room,
-           (unsigned long long)t.states, (unsigned long long)t.qemu);
+           (unsigned long long)t.states, (unsigned long long)t.faults, (unsigned long long)t.qemu);
     CHECK(t.at_once > 500 && t.journaled > 200 && t.no_room > 100 && t.states > 5000 &&
           t.qemu > 20);
+}
+
+/* ---- headers that contradict themselves ---- */
+
+static u32 damage(u64 *seed, struct blk_mem *m, u32 cluster)
+{
+    static const u32 fields[] = {8, 12, 16, 20, 100, 112, 116, 120, 124};
+    u32 off = 0;
+    for (u64 n = 1 + rnd_below(seed, 3); n; n--) {
+        u8 bytes[4];
+        off = rnd_below(seed, 2) ? fields[rnd_below(seed, 9)] : (u32)rnd_below(seed, cluster - 4);
+        put_be32(bytes, rnd_below(seed, 2) ? (u32)rnd_below(seed, 2 * cluster) : (u32)rnd(seed));
+        blk_mem_put(m, off, bytes, 1 + rnd_below(seed, 4));
+    }
+    return off;
+}
+
+/* Refused, or done: then it opens, and says what was asked for. */
+static void hostile_headers(void)
+{
+    u64 seed = test_seed(0x510e527fade682d1), done = 0, refusals = 0;
+    static u8 mem[IMAGE_MEM];
+    for (unsigned i = 0; i < 4 * ROUNDS && test_failures() < 10; i++) {
+        static struct facts facts;
+        struct blk_mem m, now;
+        struct image img;
+        struct err e = {0};
+        u32 cluster = random_image(&seed, &m);
+        test_note("round %u, damage at %u", i, damage(&seed, &m, cluster));
+        blk_mem_over(&now, &m);
+        if (rebase(&now.blk, "name", "raw", &e)) {
+            refusals++;
+        } else {
+            CHECK(!image_open(&img, &now.blk, "qcow2", mem, &e));
+            memset(&facts, 0, sizeof(facts));
+            CHECK(!img.format->facts(&img, &facts, &e));
+            CHECK_STR(facts.backing, "name");
+            CHECK_STR(facts.backing_format, "raw");
+            done++;
+        }
+        blk_mem_free(&now);
+        blk_mem_free(&m);
+    }
+    test_note("%s", "");
+    printf("  %llu done, %llu refused\n", (unsigned long long)done, (unsigned long long)refusals);
+    CHECK(done > 1000 && refusals > 1000);
 }
 
 /* ---- what qemu-img makes ---- */
@@ -454,5 +531,6 @@ int main(void)
     RUN(images_of_qemu);
     RUN(refusals);
     RUN(every_header);
+    RUN(hostile_headers);
     return test_end();
 }
