@@ -241,15 +241,15 @@ def test_dropped_tables_are_given_back(tmp_path):
     """Tables in front of grains that a guest has written since leave a hole in the file, which costs
     the host nothing."""
     path = create_vmdk(tmp_path / "a.vmdk", 64 * MI)
-    for i in range(6):
-        resize(path, 4 * TI)
+    for i in range(4):
+        resize(path, 512 * GI)
         length = os.stat(path).st_size
         qemu_io(path, f"write -P {i + 1} {2 * i}M 2M", fmt="vmdk")
         resize(path, 64 * MI, "--shrink")
         now = os.stat(path)
         assert now.st_size > length and now.st_blocks * 512 < (i + 1) * 2 * MI + 256 * KI
     assert check_vmdk(path) == 64 * MI
-    qemu_io(path, *[f"read -P {i + 1} {2 * i}M 2M" for i in range(6)], fmt="vmdk")
+    qemu_io(path, *[f"read -P {i + 1} {2 * i}M 2M" for i in range(4)], fmt="vmdk")
 
 
 # ---- info, other kinds ----
