@@ -65,8 +65,8 @@ static bool as_it_was(struct family *f, const u8 *old, u64 old_size)
 {
     u64 size = f->img[0].size;
     u8 *now = content(f);
-    bool same = !memcmp(now, old, min_u64(size, old_size)) &&
-                (size <= old_size || all_zero(now + old_size, size - old_size));
+    u64 kept = min_u64(size, old_size);
+    bool same = !memcmp(now, old, kept) && all_zero(now + kept, size - kept);
     free(now);
     return same;
 }
