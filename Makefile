@@ -12,7 +12,7 @@ PLANNERS := plan check apply undo scratch copy raw qcow2 qcow2_grow qcow2_shrink
             qcow2_rebase qcow2_rebase_header qcow2_rebase_copy qcow2_census rebase_scan qcow2_end \
             vhd vhd_size vhd_footer vhd_blocks vhd_grow vhd_shrink vhd_fixed \
             vhdx vhdx_survey vhdx_header vhdx_log vhdx_bat vhdx_commit vhdx_grow vhdx_shrink \
-            vmdk vmdk_survey vmdk_text vmdk_grow vmdk_child vmdk_shrink vmdk_rebase vmdk_rebase_copy
+            vmdk vmdk_survey vmdk_text vmdk_grow vmdk_child vmdk_end vmdk_shrink vmdk_rebase vmdk_rebase_copy
 KERNEL   := start memory trap serial virtio virtio_mmio virtio_pci virtio_blk lib
 OPSBASE  := main disks report newsize images planhost
 LAUNCHER := main chain policy commands options size err codes text json paths disks locks growth insert undo recover request raw \

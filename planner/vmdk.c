@@ -137,4 +137,5 @@ int vmdk_resize(struct image *img, const struct resize_args *a, struct plan_stat
 
 const struct planner vmdk_planner = {
     .format = &vmdk_format, .fit = vmdk_fit_size, .mends = true, .chain = true,
-    .resize = vmdk_resize,   .rebase = vmdk_rebase};
+    .resize = vmdk_resize,   .rebase = vmdk_rebase,
+    .end = vmdk_end};

@@ -65,6 +65,9 @@ int vmdk_clear_entries(struct image *img, const struct vmdk_run *r, u64 i, u64 f
  * up to `to` is there, and those are zeroed ones. */
 void vmdk_zeroed_tables(const struct vmdk *v, u64 idx, u64 cnt, u64 from, u64 to, u8 *buf);
 
+/* See planner.end. */
+int vmdk_end(struct image *img, u64 *end, struct err *e);
+
 /* ---- the descriptor ---- */
 
 /* Bytes of the text give way to others; the two lengths may be 0. */

@@ -182,6 +182,77 @@ def test_no_room(accel, device, sector, args):
     refused(name, "NO_SPACE", words, "--dry-run", *args, accel=accel)
 
 
+# ---- VMDK ----
+
+
+def on_a_device(device, sector, path, size, *options, fill=()):
+    """A VMDK on a device that somebody had before; qemu has read and written it as a file."""
+    qemu_img("create", "-q", "-f", "vmdk", *[x for o in options for x in ("-o", o)], path, str(size))
+    qemu_io(path, *fill, fmt="vmdk")
+    name = device(sector)
+    with open(name, "r+b") as f:
+        f.write(b"\x6b" * LENGTH)
+        f.seek(0)
+        f.write(path.read_bytes())
+    return name
+
+
+def vmdk_content(name, tmp_path):
+    raw = tmp_path / "vmdk.raw"
+    qemu_img("convert", "-f", "vmdk", "-O", "raw", name, raw)
+    data = raw.read_bytes()
+    raw.unlink()
+    return data
+
+
+@pytest.mark.parametrize("options", [[], ["zeroed_grain=on"]], ids=["default", "zeroed"])
+def test_vmdk(accel, device, sector, options, tmp_path):
+    """New tables go behind the last grain, and what lay there is not taken for entries; the image is
+    the one that a file would hold."""
+    path = tmp_path / "a.vmdk"
+    name = on_a_device(device, sector, path, 20 * MI, *options,
+                       fill=["write -P 1 0 3M", "write -P 2 19M 1M"])
+    before = vmdk_content(path, tmp_path)
+    for size in (40 * MI, 9 * GI):  # the directories stay; they move
+        resized(name, "-f", "vmdk", str(size), accel=accel)
+        p = launch("resize", "-f", "vmdk", path, str(size))
+        assert (p.returncode, p.stderr) == (0, "")
+        assert length(name) == LENGTH
+        assert json.loads(qemu_img("info", "-f", "vmdk", "--output=json", name).stdout)[
+            "virtual-size"] == size
+        with open(name, "rb") as f:  # behind the image nothing has changed
+            assert f.read(os.stat(path).st_size) == path.read_bytes()
+            assert not f.read().strip(b"\x6b")
+        qemu_io(name, "read -P 1 0 3M", "read -P 0 3M 16M", "read -P 2 19M 1M",
+                f"read -P 0 20M {min(size - 20 * MI, 64 * MI)}", fmt="vmdk")
+    qemu_io(name, "write -P 3 1M 1M", "write -P 1 1M 1M", fmt="vmdk")
+    resized(name, "-f", "vmdk", "--shrink", "2M", accel=accel)
+    assert vmdk_content(name, tmp_path) == before[:2 * MI] and length(name) == LENGTH
+    resized(name, "-f", "vmdk", "70M", accel=accel)
+    assert vmdk_content(name, tmp_path) == before[:2 * MI] + bytes(68 * MI)
+
+
+def test_vmdk_without_room(accel, device, sector, tmp_path):
+    name = on_a_device(device, sector, tmp_path / "a.vmdk", 50 * MI, fill=["write -P 1 0 50M"])
+    words = f"'{name}' is a device of {LENGTH} bytes, and the new image needs "
+    refused(name, "NO_SPACE", words, "-f", "vmdk", "4T", accel=accel)
+    resized(name, "-f", "vmdk", "90G", accel=accel)
+    qemu_io(name, "read -P 1 0 50M", "read -P 0 50M 64M", "read -P 0 89G 64M", fmt="vmdk")
+
+
+def test_vmdk_whose_end_cannot_be_told(device, sector, tmp_path):
+    """A grain lies past the device's end: refused, whatever would fit."""
+    name = on_a_device(device, sector, tmp_path / "a.vmdk", 20 * MI, fill=["write -P 1 0 3M"])
+    with open(name, "r+b") as f:
+        f.seek(56)
+        directory = int.from_bytes(f.read(8), "little") * 512
+        f.seek(directory)
+        table = int.from_bytes(f.read(4), "little") * 512
+        f.seek(table)
+        f.write((LENGTH // 512 + 8).to_bytes(4, "little"))
+    refused(name, "OVERLAY_CORRUPT", "", "-f", "vmdk", "40M")
+
+
 def test_an_odd_length(device, tmp_path):
     """The device ends inside a cluster: a grow that needs no room does not mind."""
     name = create(device(512, 5 * MI + 512), 20 * GI)
