@@ -363,12 +363,12 @@ static int vmdk_map(struct image *img, u64 voff, u64 max, struct extent *x, stru
     return rc;
 }
 
-/* The parent's name, all of it; descriptors have lines of less than 1024 bytes. */
+/* The parent's name, all of it. A parent that has a CID is a VMDK, whatever it looks like. */
 static int parent_name(struct image *img, struct facts *f, struct err *e)
 {
     const struct vmdk *v = &img->u.vmdk;
-    if (v->text.parent_cid == VMDK_NO_PARENT)
-        return 0;
+    if (v->text.hint.len && v->text.parent_cid != VMDK_NO_PARENT)
+        memcpy(f->backing_format, "vmdk", sizeof "vmdk");
     f->backing_len = (u32)min_u64(v->text.hint.len, sizeof f->backing - 1);
     return blk_read(img->file[0], v->descriptor_offset + v->text.hint.off, f->backing,
                     f->backing_len, e);

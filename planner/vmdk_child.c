@@ -6,27 +6,37 @@
  * inside a grain that shows the parent, there is no way.
  *
  * The parent is the one whose CID the child names. Any other means that the parent was written to,
- * and then nobody can tell what the child's disk is.
+ * and then nobody can tell what the child's disk is. A parent that is no VMDK has no CID, and its
+ * child says so.
  */
 #include "copy.h"
 #include "vmdk_plan.h"
 
-static int check_links(const struct image *img, struct err *e)
+static int check_link(const struct image *child, const struct image *parent, struct err *e)
 {
-    for (; img->u.vmdk.text.parent_cid != VMDK_NO_PARENT; img = img->backing) {
-        const struct image *parent = img->backing;
-        if (!parent)
-            return FAIL(e, ERR_OVERLAY_CORRUPT, "The descriptor does not name the image's parent",
-                        img->u.vmdk.descriptor_offset, img->u.vmdk.text.parent_cid);
-        if (parent->format != &vmdk_format)
-            return FAIL(e, ERR_OVERLAY_CORRUPT, "The image's parent is not in VMDK format", 0, 0);
-        if (parent->u.vmdk.text.cid != img->u.vmdk.text.parent_cid)
-            return FAIL(e, ERR_OVERLAY_CORRUPT,
-                        "The image's parent has changed since the image was made: its CID is "
-                        "{val:x}",
-                        img->u.vmdk.descriptor_offset, parent->u.vmdk.text.cid);
-    }
-    return 0;
+    u64 at = child->u.vmdk.descriptor_offset;
+    u32 cid = child->u.vmdk.text.parent_cid;
+    if (!parent)
+        return FAIL(e, ERR_OVERLAY_CORRUPT, "The descriptor does not name the image's parent", at,
+                    cid);
+    if (parent->format != &vmdk_format)
+        return cid == VMDK_NO_PARENT ? 0
+                                     : FAIL(e, ERR_OVERLAY_CORRUPT,
+                                            "The image's parent is not in VMDK format", at, cid);
+    return parent->u.vmdk.text.cid == cid
+               ? 0
+               : FAIL(e, ERR_OVERLAY_CORRUPT,
+                      "The image's parent has changed since the image was made: its CID is {val:x}",
+                      at, parent->u.vmdk.text.cid);
+}
+
+int vmdk_check_links(const struct image *top, struct err *e)
+{
+    int rc = 0;
+    for (; !rc && top; top = top->backing)
+        if (top->format == &vmdk_format && vmdk_has_parent(&top->u.vmdk))
+            rc = check_link(top, top->backing, e);
+    return rc;
 }
 
 /* Does the chain from img on hold data in [voff, end)? */
@@ -60,9 +70,9 @@ int vmdk_child_hides(struct image *img, u64 new_size, u64 *grains, struct err *e
     u64 grain_end = round_up(img->size, img->unit);
     bool data, hole;
     *grains = 0;
-    if (v->text.parent_cid == VMDK_NO_PARENT)
+    if (!vmdk_has_parent(v))
         return 0;
-    int rc = check_links(img, e);
+    int rc = vmdk_check_links(img, e);
     if (rc || (rc = ends_in_hole(img, &hole, e)))
         return rc;
     if (hole && ((rc = holds_data(img->backing, img->size, grain_end, &data, e)) || data))

@@ -137,6 +137,9 @@ int vmdk_grow_prepare(struct image *img, const struct resize_args *a, u64 new_si
  * ERR_UNSUPPORTED_SUBFORMAT: the image has no way to say so. ERR_OVERLAY_CORRUPT: what it stands on
  * is not its parent. */
 int vmdk_child_hides(struct image *img, u64 new_size, u64 *grains, struct err *e);
+/* Is each parent in the chain from `top` on, which may have links of other formats, what its child
+ * says? ERR_OVERLAY_CORRUPT. */
+int vmdk_check_links(const struct image *top, struct err *e);
 /* After a shrink's commit: what the disk had before is dropped. old: its entries, its grains. */
 int vmdk_shrink_clean(struct image *img, const struct resize_args *a, u64 old_entries,
                       u64 old_grains, struct sink *s, struct err *e);

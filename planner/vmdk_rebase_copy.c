@@ -356,27 +356,10 @@ int vmdk_rebase_copy(struct image *img, const struct rebase_args *a, struct plan
 
 /* ---- what is refused ---- */
 
-/* A link of either chain, and the one below it. */
-static int check_link(const struct image *link, struct err *e)
-{
-    const struct image *below = link->backing;
-    if (link->opaque)
-        return FAIL(e, ERR_LUKS_UNSUPPORTED,
-                    "Data of an encrypted image must be read, which needs its key", 0, 0);
-    if (link->format != &vmdk_format || !below || below->format != &vmdk_format ||
-        link->u.vmdk.text.parent_cid == below->u.vmdk.text.cid)
-        return 0;
-    return FAIL(e, ERR_OVERLAY_CORRUPT,
-                "A VMDK of the chain is not the parent that its child expects, whose CID is "
-                "{val:x}: it has been changed since. 'rebase -u' takes it as it is",
-                below->u.vmdk.text.cid, link->u.vmdk.text.parent_cid);
-}
-
 int vmdk_rebase_check(const struct image *img, const struct rebase_args *a, struct err *e)
 {
     const struct vmdk *v = &img->u.vmdk;
     const struct image *chain[2] = {img, a->new_backing};
-    int rc = 0;
     if (v->flags & VMDK_COMPRESSED)
         return FAIL(e, ERR_UNSUPPORTED_SUBFORMAT,
                     "Nothing can be copied into a streamOptimized image; qemu-img convert makes a "
@@ -386,7 +369,10 @@ int vmdk_rebase_check(const struct image *img, const struct rebase_args *a, stru
         return FAIL(e, ERR_UNSUPPORTED_FEATURE, "Grains of {val} bytes are too large to be copied",
                     VMH_GRAIN_SIZE, img->unit);
     for (int i = 0; i < 2; i++)
-        for (const struct image *link = chain[i]; !rc && link; link = link->backing)
-            rc = check_link(link, e);
-    return rc;
+        for (const struct image *link = chain[i]; link; link = link->backing)
+            if (link->opaque)
+                return FAIL(e, ERR_LUKS_UNSUPPORTED,
+                            "Data of an encrypted image must be read, which needs its key", 0, i);
+    int rc = vmdk_check_links(img, e);
+    return rc ? rc : vmdk_check_links(a->new_backing, e);
 }

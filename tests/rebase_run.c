@@ -164,10 +164,11 @@ static void add_link(struct run_case *c, unsigned *chain, unsigned *cnt, bool la
     chain[(*cnt)++] = c->links++;
 }
 
+/* Only a qcow2 link can stand on another: the rest of the chain is nobody's. */
 static void stand_on(struct run_case *c, const unsigned *chain, unsigned cnt, struct run_link *top)
 {
     struct run_link *l = top;
-    for (unsigned i = 0; i < cnt; l = &c->link[chain[i++]])
+    for (unsigned i = 0; i < cnt && l->img.format == &qcow2_format; l = &c->link[chain[i++]])
         l->img.backing = &c->link[chain[i]].img;
     l->img.backing = NULL;
 }

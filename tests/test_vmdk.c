@@ -111,9 +111,11 @@ static void facts_say(void)
     CHECK(fact(&f, "extents")->number == 1 && fact(&f, "grain size")->number == 65536);
     CHECK(!f.dirty && f.backing_len == 11);
     CHECK_STR(f.backing, "parent.vmdk");
-    vmdk_make_text(&m, "parentCID=87654321", "parentCID=FFFFFFFF"); /* a hint of no consequence */
+    CHECK_STR(f.backing_format, "vmdk");
+    vmdk_make_text(&m, "parentCID=87654321", "parentCID=FFFFFFFF"); /* a parent that is no VMDK */
     f = (struct facts){0};
-    CHECK(!open_as(&m, NULL, &img, &e) && !vmdk_format.facts(&img, &f, &e) && !f.backing_len);
+    CHECK(!open_as(&m, NULL, &img, &e) && !vmdk_format.facts(&img, &f, &e));
+    CHECK(f.backing_len == 11 && !f.backing_format[0]);
     blk_mem_put(&m, VMH_UNCLEAN_SHUTDOWN, "\1", 1);
     f = (struct facts){0};
     CHECK(!open_as(&m, NULL, &img, &e) && !vmdk_format.facts(&img, &f, &e) && f.dirty);
@@ -349,7 +351,7 @@ static void judge_notices(void)
         put_le32(val, harm[i].val);
         blk_mem_put(&m, at[harm[i].which] + harm[i].off, val, 4);
         vmdk_judge_mem(&m, 0, 0, 0, &v);
-        CHECK(!v.opens || v.faults || v.text_size != v.size || v.absent);
+        CHECK(!v.opens || v.faults || v.torn || v.text_size != v.size || v.absent);
         blk_mem_free(&m);
     }
     test_note("%s", "");

@@ -120,7 +120,7 @@ def test_not_the_parent(tmp_path):
     qemu_io(tmp_path / "b.vmdk", "write -P 9 0 512", fmt="vmdk")
     refused(path, "OVERLAY_CORRUPT", "has changed", "30M")
     (tmp_path / "b.vmdk").write_bytes(b"\x06" * MI)
-    refused(path, "OVERLAY_CORRUPT", "not in VMDK format", "30M")
+    refused(path, "PARSE_FAILED", "Image not in VMDK format", "30M")
     (tmp_path / "b.vmdk").unlink()
     refused(path, "READ_FAILED", "b.vmdk", "30M")
     os.symlink("c.vmdk", tmp_path / "b.vmdk")
