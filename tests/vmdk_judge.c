@@ -189,7 +189,7 @@ static void descriptor(struct judge *j, u64 off, u64 slot)
     if (number(text, "ddb.geometry.cylinders = \"", &cylinders, &cat, &clen) &&
         number(text, "ddb.geometry.heads = \"", &heads, &x, &y) &&
         number(text, "ddb.geometry.sectors = \"", &track, &x, &y)) {
-        v->geometry = cylinders == sectors / heads / track;
+        v->geometry = !heads || !track || cylinders == sectors / heads / track;
         v->text_hash = mix_bytes(v->text_hash, text + at + len, cat - at - len);
         at = cat, len = clen;
     }
