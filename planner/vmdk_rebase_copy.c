@@ -365,7 +365,7 @@ int vmdk_rebase_check(const struct image *img, const struct rebase_args *a, stru
                     "Nothing can be copied into a streamOptimized image; qemu-img convert makes a "
                     "monolithicSparse one of it",
                     VMH_FLAGS, v->flags);
-    if (img->unit > REBASE_WINDOW / 2)
+    if (img->unit > IMAGE_UNIT_MAX)
         return FAIL(e, ERR_UNSUPPORTED_FEATURE, "Grains of {val} bytes are too large to be copied",
                     VMH_GRAIN_SIZE, img->unit);
     for (int i = 0; i < 2; i++)
