@@ -6,16 +6,17 @@
 
 OPS      := noop info resize rebase
 FORMATS  := err blk table formats crc32c raw qcow2 qcow2_tables qcow2_map qcow2_walk qcow2_bitmap vhd \
-            vhdx vhdx_metadata vhdx_log vhdx_map vmdk vmdk_descriptor
+            vhdx vhdx_metadata vhdx_log vhdx_map vmdk vmdk_split vmdk_descriptor
 PLANNERS := plan check apply undo scratch copy raw qcow2 qcow2_grow qcow2_shrink qcow2_fill qcow2_tail \
             qcow2_alloc qcow2_drop qcow2_refcount qcow2_header qcow2_data qcow2_rebuild qcow2_bitmaps qcow2_bitmap_change \
             qcow2_rebase qcow2_rebase_header qcow2_rebase_copy qcow2_census rebase_scan qcow2_end \
             vhd vhd_size vhd_footer vhd_blocks vhd_grow vhd_shrink vhd_fixed \
             vhdx vhdx_survey vhdx_header vhdx_log vhdx_bat vhdx_commit vhdx_grow vhdx_shrink \
-            vmdk vmdk_survey vmdk_text vmdk_grow vmdk_child vmdk_end vmdk_shrink vmdk_rebase vmdk_rebase_copy
+            vmdk vmdk_survey vmdk_text vmdk_grow vmdk_child vmdk_end vmdk_shrink vmdk_rebase vmdk_rebase_copy \
+            vmdk_lines vmdk_split
 KERNEL   := start memory trap serial virtio virtio_mmio virtio_pci virtio_blk lib
 OPSBASE  := main disks report newsize images planhost
-LAUNCHER := main chain policy commands options size err codes text json paths disks locks growth insert undo recover request raw \
+LAUNCHER := main chain extents policy commands options size err codes text json paths disks locks growth insert undo recover request raw \
         machines cmdline qemu qmp frames vm run outcome plan print rebase hand decode
 TESTS    := $(basename $(notdir $(wildcard tests/test_*.c)))
 GUESTS   := $(basename $(notdir $(wildcard tests/guest/*.c)))
@@ -91,6 +92,8 @@ KERNEL_O := $(B)/guest/kernel/boot.o $(KERNEL:%=$(B)/guest/kernel/%.o)
 PURE_O   := $(FORMATS:%=$(B)/guest/formats/%.o) $(PLANNERS:%=$(B)/guest/planner/%.o)
 # Built for size: resize.elf has a limit, and the time of a plan goes into I/O.
 $(PLANNERS:%=$(B)/guest/planner/%.o): GUEST_CFLAGS += -Os
+$(addprefix $(B)/guest/formats/,vmdk.o vmdk_split.o vmdk_descriptor.o vhdx.o vhdx_log.o \
+        vhdx_metadata.o): GUEST_CFLAGS += -Os
 # Operations that look into compressed clusters link the decoders, and may be larger for it.
 DECODING := resize rebase
 UNPACK   := inflate qcow2_unpack vmdk_unpack

@@ -26,8 +26,9 @@ static const struct format *choose(struct blk *b, const char *name)
 int image_open(struct image *img, struct blk *b, const char *name, void *mem, struct err *e)
 {
     *img = (struct image){.file = {b}, .files = 1, .probed = !name || !name[0]};
-    window_init(&img->win, mem, IMAGE_MEM / 2);
-    window_init(&img->win2, (u8 *)mem + IMAGE_MEM / 2, IMAGE_MEM / 2);
+    window_init(&img->win, mem, IMAGE_WINDOW);
+    window_init(&img->win2, (u8 *)mem + IMAGE_WINDOW, IMAGE_WINDOW);
+    img->own = (u8 *)mem + 2 * IMAGE_WINDOW;
     img->format = choose(b, name);
     if (!img->format) {
         int rc = FAIL(e, ERR_UNSUPPORTED_FORMAT, "Unknown driver '{name}'", 0, 0);

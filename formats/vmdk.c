@@ -1,15 +1,14 @@
 /* SPDX-License-Identifier: MIT
  *
  * VMDK sparse extents: opening and validating header and descriptor, finding grains. What consists
- * of several files, and what is not laid out as a hosted sparse extent, is recognised and refused
- * by its name. Sources: the "Virtual Disk Format 5.0"; parity F.
+ * of several files is vmdk_split.c's. Sources: the "Virtual Disk Format 5.0"; parity F.
  *
  * Reads go by the grain directory; the redundant one is looked at by whoever changes the image.
  */
 #include "format.h"
 
-static const char many_files[] =
-    "VMDK images of the type '{name}' are not yet supported; qemu-img convert makes a "
+static const char other_kind[] =
+    "VMDK images of the type '{name}' are not supported; qemu-img convert makes a "
     "monolithicSparse one of them";
 
 u64 vmdk_table_span(const struct vmdk *v)
@@ -46,42 +45,56 @@ static bool vmdk_probe(struct blk *b)
            vmdk_descriptor_probe(p, n);
 }
 
-static int unsupported(const char *name, struct err *e)
+int vmdk_unsupported(const char *name, struct err *e)
 {
-    int rc = FAIL(e, ERR_UNSUPPORTED_SUBFORMAT, many_files, 0, 0);
+    int rc = FAIL(e, ERR_UNSUPPORTED_SUBFORMAT, other_kind, 0, 0);
     err_name(e, name, strlen(name));
     return rc;
 }
 
 /* A file that is no sparse header: which kind of VMDK is it? */
-static int refuse_other(struct image *img, const u8 *p, struct err *e)
+static int open_other(struct image *img, const u8 *p, struct err *e)
 {
-    struct blk *b = img->file[0];
-    struct vmdk_descriptor *d = &img->u.vmdk.text;
     u8 text[VMDK_PROBE_MAX];
-    u32 n = (u32)min_u64(b->size, sizeof text);
+    u32 n = (u32)min_u64(img->file[0]->size, sizeof text);
     if (!memcmp(p, "COWD", 4))
-        return unsupported("vmfsSparse (COWD)", e);
+        return vmdk_unsupported("vmfsSparse (COWD), without its descriptor", e);
     if (le64(p) == 0xcafebabe)
-        return unsupported("seSparse", e);
-    int rc = blk_read(b, 0, text, n, e);
+        return vmdk_unsupported("seSparse", e);
+    int rc = blk_read(img->file[0], 0, text, n, e);
     if (rc)
         return rc;
     if (!vmdk_descriptor_probe(text, n))
         return FAIL(e, ERR_PARSE_FAILED, "Image not in VMDK format", 0, 0);
-    rc = vmdk_descriptor_read(b, &img->win2, 0, (u32)min_u64(b->size, VMDK_TEXT_MAX), d, e);
-    return rc ? rc : unsupported(d->create_type[0] ? d->create_type : "(none)", e);
+    return vmdk_open_split(img, e);
 }
 
-static void decode(struct vmdk *v, struct image *img, const u8 *p)
+static void decode(struct vmdk *v, const u8 *p)
 {
     v->version = le32(p + VMH_VERSION);
     v->flags = le32(p + VMH_FLAGS);
     v->capacity = le64(p + VMH_CAPACITY);
     v->gtes = le32(p + VMH_NUM_GTES_PER_GT);
     v->unclean = p[VMH_UNCLEAN_SHUTDOWN] != 0;
-    img->unit = 0;
-    img->size = 0;
+    v->head = VMH_LENGTH;
+}
+
+/* What both kinds of header must say: a size, and no larger a directory than can be. */
+static int check_size(struct image *img, u32 at, u64 grain, struct err *e)
+{
+    struct vmdk *v = &img->u.vmdk;
+    if (!v->capacity)
+        return FAIL(e, ERR_UNSUPPORTED_SUBFORMAT,
+                    "A VMDK of no size, or one that wraps a descriptor, is not supported", at, 0);
+    if (v->capacity > (u64)INT64_MAX / VMDK_SECTOR - VMDK_GRAIN_MAX)
+        return FAIL(e, ERR_OVERLAY_CORRUPT, "The capacity of {val} sectors is too large", at,
+                    v->capacity);
+    img->size = v->capacity * VMDK_SECTOR;
+    img->unit = (u32)(grain * VMDK_SECTOR);
+    v->entries = vmdk_entries(v, vmdk_grains(img));
+    if (v->entries > VMDK_ENTRIES_MAX)
+        return FAIL(e, ERR_OVERLAY_CORRUPT, "L1 size too big ({val} entries)", at, v->entries);
+    return 0;
 }
 
 static int check_geometry(struct image *img, const u8 *p, struct err *e)
@@ -102,20 +115,7 @@ static int check_geometry(struct image *img, const u8 *p, struct err *e)
     if (v->gtes < 1 || v->gtes > VMDK_GTES_MAX)
         return FAIL(e, ERR_OVERLAY_CORRUPT, "L2 table size too big (or none: {val} entries)",
                     VMH_NUM_GTES_PER_GT, v->gtes);
-    if (!v->capacity)
-        return FAIL(e, ERR_UNSUPPORTED_SUBFORMAT,
-                    "A VMDK of no size, or one that wraps a descriptor, is not supported",
-                    VMH_CAPACITY, 0);
-    if (v->capacity > (u64)INT64_MAX / VMDK_SECTOR - VMDK_GRAIN_MAX)
-        return FAIL(e, ERR_OVERLAY_CORRUPT, "The capacity of {val} sectors is too large",
-                    VMH_CAPACITY, v->capacity);
-    img->size = v->capacity * VMDK_SECTOR;
-    img->unit = (u32)(grain * VMDK_SECTOR);
-    v->entries = vmdk_entries(v, vmdk_grains(img));
-    if (v->entries > VMDK_ENTRIES_MAX)
-        return FAIL(e, ERR_OVERLAY_CORRUPT, "L1 size too big ({val} entries)", VMH_CAPACITY,
-                    v->entries);
-    return 0;
+    return check_size(img, VMH_CAPACITY, grain, e);
 }
 
 /* A field that counts sectors, as bytes; what passes the end of the file is cut to what does. */
@@ -128,7 +128,7 @@ static int check_places(const struct image *img, const u8 *p, struct err *e)
 {
     const struct vmdk *v = &img->u.vmdk;
     u64 size = img->file[0]->size, gd_len = v->entries * 4;
-    const u64 part[4][3] = {{0, VMH_LENGTH, VMH_MAGIC},
+    const u64 part[4][3] = {{0, v->head, VMH_MAGIC},
                             {v->descriptor_offset, v->descriptor_size, VMH_DESCRIPTOR_OFFSET},
                             {v->gd_offset, vmdk_directory_span(v->entries), VMH_GD_OFFSET},
                             {v->rgd_offset, vmdk_directory_span(v->entries), VMH_RGD_OFFSET}};
@@ -153,7 +153,7 @@ static int check_places(const struct image *img, const u8 *p, struct err *e)
 static int read_text(struct image *img, struct err *e)
 {
     struct vmdk *v = &img->u.vmdk;
-    struct vmdk_descriptor *d = &v->text;
+    struct vmdk_descriptor *d = v->text;
     static const char *const type[] = {"monolithicSparse", "streamOptimized"};
     if (!v->descriptor_offset)
         return FAIL(e, ERR_UNSUPPORTED_SUBFORMAT,
@@ -176,14 +176,15 @@ static int read_text(struct image *img, struct err *e)
                     v->descriptor_offset, 0);
     const char *want = type[(v->flags & VMDK_COMPRESSED) != 0];
     if (strlen(d->create_type) != strlen(want) || memcmp(d->create_type, want, strlen(want)))
-        return unsupported(d->create_type[0] ? d->create_type : "(none)", e);
-    if (d->extents != 1 || memcmp(d->extent_type, "SPARSE", 7))
+        return vmdk_unsupported(d->create_type[0] ? d->create_type : "(none)", e);
+    if (d->extents != 1 || memcmp(d->line[0].type, "SPARSE", 7))
         return FAIL(e, ERR_OVERLAY_CORRUPT,
                     "The descriptor should have one line for a SPARSE extent (it has {val} lines)",
                     v->descriptor_offset, d->extents);
-    if (d->sectors.val > (u64)INT64_MAX / VMDK_SECTOR)
+    v->child = d->parent_cid != VMDK_NO_PARENT || d->hint.len;
+    if (d->line[0].sectors.val > (u64)INT64_MAX / VMDK_SECTOR)
         return FAIL(e, ERR_OVERLAY_CORRUPT, "The descriptor's extent of {val} sectors is too large",
-                    v->descriptor_offset + d->sectors.off, d->sectors.val);
+                    v->descriptor_offset + d->line[0].sectors.off, d->line[0].sectors.val);
     return 0;
 }
 
@@ -206,17 +207,11 @@ static int read_footer(struct image *img, u8 *p, struct err *e)
     return 0;
 }
 
-static int vmdk_open(struct image *img, struct err *e)
+/* Everything that the header says, but for its descriptor's text. */
+static int read_header(struct image *img, u8 *p, struct err *e)
 {
     struct vmdk *v = &img->u.vmdk;
-    u8 p[VMH_LENGTH];
-    *v = (struct vmdk){0};
-    img->size = img->unit = 0;
-    int rc = blk_read(img->file[0], 0, p, sizeof p, e);
-    if (rc)
-        return rc;
-    if (memcmp(p, "KDMV", 4))
-        return refuse_other(img, p, e);
+    int rc;
     if (le64(p + VMH_GD_OFFSET) == UINT64_MAX && le32(p + VMH_FLAGS) & VMDK_MARKERS) {
         u64 text_offset = le64(p + VMH_DESCRIPTOR_OFFSET), text = le64(p + VMH_DESCRIPTOR_SIZE);
         if ((rc = read_footer(img, p, e)))
@@ -224,7 +219,7 @@ static int vmdk_open(struct image *img, struct err *e)
         put_le64(p + VMH_DESCRIPTOR_OFFSET, text_offset);
         put_le64(p + VMH_DESCRIPTOR_SIZE, text);
     }
-    decode(v, img, p);
+    decode(v, p);
     if ((rc = check_geometry(img, p, e)))
         return rc;
     v->gd_offset = sectors_at(img, p + VMH_GD_OFFSET);
@@ -239,9 +234,74 @@ static int vmdk_open(struct image *img, struct err *e)
     if (v->flags & VMDK_COMPRESSED && img->unit > IMAGE_UNIT_MAX)
         return FAIL(e, ERR_UNSUPPORTED_FEATURE, "Compressed grains of {val} bytes are too large",
                     VMH_GRAIN_SIZE, img->unit);
-    if ((rc = read_text(img, e)))
+    return 0;
+}
+
+static int vmdk_open(struct image *img, struct err *e)
+{
+    struct vmdk_own *own = img->own;
+    u8 p[VMH_LENGTH];
+    img->u.vmdk = (struct vmdk){.text = &own->text};
+    img->size = img->unit = img->parts = 0;
+    int rc = blk_read(img->file[0], 0, p, sizeof p, e);
+    if (rc)
+        return rc;
+    if (memcmp(p, "KDMV", 4))
+        return open_other(img, p, e);
+    if ((rc = read_header(img, p, e)) || (rc = read_text(img, e)))
         return rc;
     return check_places(img, p, e);
+}
+
+/* A COWDisk_Header, for which the same checks hold, as far as it has those fields. */
+static int open_cow(struct image *img, struct err *e)
+{
+    struct vmdk *v = &img->u.vmdk;
+    u8 p[VMC_LENGTH];
+    int rc = blk_read(img->file[0], 0, p, sizeof p, e);
+    if (rc)
+        return rc;
+    u64 grain = le32(p + VMC_GRAIN_SIZE), size = img->file[0]->size;
+    if (memcmp(p, "COWD", 4))
+        return FAIL(e, ERR_OVERLAY_CORRUPT, "The extent has no COWD header", 0, le32(p));
+    v->version = le32(p + VMC_VERSION);
+    v->gtes = VMDK_COW_GTES;
+    v->capacity = le32(p + VMC_NUM_SECTORS);
+    v->head = VMC_LENGTH;
+    v->gd_offset = le32(p + VMC_GD_OFFSET) * (u64)VMDK_SECTOR;
+    v->unclean = le32(p + VMC_UNCLEAN_SHUTDOWN) != 0;
+    if (v->version != 1)
+        return FAIL(e, ERR_UNSUPPORTED_FEATURE, "Unsupported COWD version {val}", VMC_VERSION,
+                    v->version);
+    if (!is_pow2(grain) || grain > VMDK_GRAIN_MAX)
+        return FAIL(e, ERR_OVERLAY_CORRUPT,
+                    "Invalid granularity, image may be corrupt (a grain of {val} sectors)",
+                    VMC_GRAIN_SIZE, grain);
+    if ((rc = check_size(img, VMC_NUM_SECTORS, grain, e)))
+        return rc;
+    if (v->entries > le32(p + VMC_NUM_GD_ENTRIES) || v->gd_offset < VMC_LENGTH ||
+        v->gd_offset + v->entries * 4 > size)
+        return FAIL(e, ERR_OVERLAY_CORRUPT, "The grain directory cannot lie at {val}",
+                    VMC_GD_OFFSET, v->gd_offset);
+    return 0;
+}
+
+int vmdk_open_extent(struct image *img, bool cow, struct err *e)
+{
+    u8 p[VMH_LENGTH];
+    img->u.vmdk = (struct vmdk){0};
+    if (cow)
+        return open_cow(img, e);
+    int rc = blk_read(img->file[0], 0, p, sizeof p, e);
+    if (rc)
+        return rc;
+    if (memcmp(p, "KDMV", 4))
+        return FAIL(e, ERR_OVERLAY_CORRUPT, "The extent has no sparse header", 0, le32(p));
+    if (le32(p + VMH_FLAGS) & (VMDK_COMPRESSED | VMDK_MARKERS))
+        return FAIL(e, ERR_UNSUPPORTED_FEATURE, "Unsupported flags of an extent ({val:x})",
+                    VMH_FLAGS, le32(p + VMH_FLAGS));
+    rc = read_header(img, p, e);
+    return rc ? rc : check_places(img, p, e);
 }
 
 /* ---- where bytes are ---- */
@@ -249,7 +309,7 @@ static int vmdk_open(struct image *img, struct err *e)
 static bool on_metadata(const struct vmdk *v, u64 off, u64 len)
 {
     u64 gd = vmdk_directory_span(v->entries);
-    return off < VMH_LENGTH || ranges_overlap(off, len, v->descriptor_offset, v->descriptor_size) ||
+    return off < v->head || ranges_overlap(off, len, v->descriptor_offset, v->descriptor_size) ||
            ranges_overlap(off, len, v->gd_offset, gd) ||
            (v->rgd_offset && ranges_overlap(off, len, v->rgd_offset, gd));
 }
@@ -329,7 +389,7 @@ static int map_run(struct image *img, u64 table, u32 first, u64 idx, u64 max, st
     return 0;
 }
 
-static int vmdk_map(struct image *img, u64 voff, u64 max, struct extent *x, struct err *e)
+int vmdk_map_sparse(struct image *img, u64 voff, u64 max, struct extent *x, struct err *e)
 {
     const struct vmdk *v = &img->u.vmdk;
     u64 grain = voff / img->unit, in = voff % img->unit, table, off, idx = grain % v->gtes;
@@ -363,39 +423,69 @@ static int vmdk_map(struct image *img, u64 voff, u64 max, struct extent *x, stru
     return rc;
 }
 
+static int vmdk_map(struct image *img, u64 voff, u64 max, struct extent *x, struct err *e)
+{
+    return img->u.vmdk.kind ? vmdk_map_split(img, voff, max, x, e)
+                            : vmdk_map_sparse(img, voff, max, x, e);
+}
+
+/* ---- what info shows ---- */
+
 /* The parent's name, all of it. A parent that has a CID is a VMDK, whatever it looks like. */
 static int parent_name(struct image *img, struct facts *f, struct err *e)
 {
     const struct vmdk *v = &img->u.vmdk;
-    if (v->text.hint.len && v->text.parent_cid != VMDK_NO_PARENT)
+    if (v->text->hint.len && v->text->parent_cid != VMDK_NO_PARENT)
         memcpy(f->backing_format, "vmdk", sizeof "vmdk");
-    f->backing_len = (u32)min_u64(v->text.hint.len, sizeof f->backing - 1);
-    return blk_read(img->file[0], v->descriptor_offset + v->text.hint.off, f->backing,
+    f->backing_len = (u32)min_u64(v->text->hint.len, sizeof f->backing - 1);
+    return blk_read(img->file[0], v->descriptor_offset + v->text->hint.off, f->backing,
                     f->backing_len, e);
 }
 
 static int vmdk_facts(struct image *img, struct facts *f, struct err *e)
 {
     const struct vmdk *v = &img->u.vmdk;
-    const struct vmdk_descriptor *d = &v->text;
+    const struct vmdk_descriptor *d = v->text;
     int rc = parent_name(img, f, e);
-    f->dirty = v->unclean || d->sectors.val != v->capacity;
     facts_text(f, "create type", d->create_type);
-    facts_number(f, "version", v->version);
+    if (!v->kind)
+        facts_number(f, "version", v->version);
     facts_number(f, "cid", d->cid);
     facts_number(f, "parent cid", d->parent_cid);
     if (d->parent_hint[0])
         facts_text(f, "parent file name hint", d->parent_hint);
-    facts_number(f, "extents", d->extents);
-    facts_text(f, "extent type", d->extent_type);
-    facts_text(f, "extent file name", d->extent_name);
-    facts_number(f, "extent sectors", d->sectors.val);
+    f->dirty = v->unclean;
+    for (u32 i = 0; i < d->extents && !image_lacks(img); i++) {
+        const struct vmdk *s = v->kind ? &v->part[i].sparse : v;
+        f->dirty |= s->gtes && (s->unclean || d->line[i].sectors.val != s->capacity);
+    }
+    if (!v->gtes)
+        return rc;
     facts_number(f, "grain size", img->unit);
     facts_bool(f, "redundant grain directory", v->rgd_offset != 0);
     facts_bool(f, "zeroed grains", (v->flags & VMDK_ZEROED_GRAINS) != 0);
     return rc;
 }
 
+/* The extents, as the descriptor names them. */
+static int vmdk_part(struct image *img, unsigned idx, struct image_part *p, bool *more,
+                     struct err *e)
+{
+    const struct vmdk *v = &img->u.vmdk;
+    const struct vmdk_line *l = &v->text->line[idx];
+    *more = idx < v->text->extents;
+    if (!*more)
+        return 0;
+    *p = (struct image_part){.kind = l->type, .len = l->sectors.val * VMDK_SECTOR};
+    if (!v->kind || !image_lacks(img)) {
+        const struct vmdk *s = v->kind ? &v->part[idx].sparse : v;
+        p->unit = v->kind ? v->part[idx].unit : img->unit;
+        p->len = s->gtes ? s->capacity * VMDK_SECTOR : p->len;
+    }
+    p->name_len = (u32)min_u64(l->name_len, sizeof p->name);
+    return blk_read(img->file[0], v->descriptor_offset + l->name_off, p->name, p->name_len, e);
+}
+
 #pragma weak vmdk_unpack
-const struct format vmdk_format = {"vmdk",   vmdk_probe,  vmdk_open,
-                                   vmdk_map, vmdk_unpack, vmdk_facts};
+const struct format vmdk_format = {"vmdk",      vmdk_probe, vmdk_open, vmdk_map,
+                                   vmdk_unpack, vmdk_facts, vmdk_part};

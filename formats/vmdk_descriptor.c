@@ -1,17 +1,15 @@
 /* SPDX-License-Identifier: MIT
  *
  * See vmdk_descriptor.h. The text is read line by line through a window; of a line that is longer
- * than LINE_MAX, which none of the lines that matter is, the rest is skipped.
+ * than VMDK_LINE_MAX, which none of the lines that matter is, the rest is skipped.
  */
 #include "vmdk_descriptor.h"
-
-enum { LINE_MAX = 4608 };
 
 struct line {
     const u8 *p;
     u32 len;   /* without its end */
     u32 off;   /* in the text */
-    u32 whole; /* bytes with its end; 0: it is longer than LINE_MAX */
+    u32 whole; /* bytes with its end; 0: it is longer than VMDK_LINE_MAX */
 };
 
 static bool is_blank(u8 c)
@@ -126,31 +124,44 @@ static void type_line(const struct line *l, struct vmdk_descriptor *d)
     d->type_line = (struct vmdk_span){l->off, l->whole};
 }
 
-/* ACCESS SECTORS TYPE "name" [offset] */
+/* From the name on; what does not look like one is none. */
+static void name_and_offset(const struct line *l, u32 i, struct vmdk_line *x)
+{
+    u32 end;
+    if (i >= l->len || l->p[i] != '"')
+        return;
+    for (end = ++i; end < l->len && l->p[end] != '"'; end++)
+        ;
+    if (end == l->len)
+        return;
+    x->name_off = l->off + i;
+    x->name_len = end - i;
+    i = skip_blanks(l, end + 1);
+    if (i > end + 1 && i < l->len && decimal(l, i, &x->offset))
+        i = skip_blanks(l, i + x->offset.len);
+    x->whole = i == l->len;
+}
+
 static int extent_line(const struct line *l, struct vmdk_descriptor *d, struct err *e)
 {
     u32 i = skip_blanks(l, 0), end;
-    struct vmdk_number n;
-    if (!word_at(l, i, "RW ", &end) && !word_at(l, i, "RDONLY ", &end) &&
-        !word_at(l, i, "NOACCESS ", &end))
+    struct vmdk_line x = {.off = l->off, .len = l->len};
+    x.writable = word_at(l, i, "RW ", &end);
+    if (!x.writable && !word_at(l, i, "RDONLY ", &end) && !word_at(l, i, "NOACCESS ", &end))
         return 0;
-    if (!decimal(l, skip_blanks(l, end), &n))
+    if (!decimal(l, skip_blanks(l, end), &x.sectors))
         return bad_line(l, e);
-    i = n.off - l->off + n.len;
+    i = x.sectors.off - l->off + x.sectors.len;
     if (i >= l->len || !is_blank(l->p[i]))
         return bad_line(l, e);
     i = end = skip_blanks(l, i);
     while (end < l->len && !is_blank(l->p[end]))
         end++;
-    if (d->extents++)
-        return 0;
-    d->sectors = n;
-    copy_text(d->extent_type, sizeof d->extent_type, l->p + i, end - i);
-    i = end = skip_blanks(l, end) + 1;
-    while (end < l->len && l->p[end] != '"')
-        end++;
-    if (end < l->len && l->p[i - 1] == '"')
-        copy_text(d->extent_name, sizeof d->extent_name, l->p + i, end - i);
+    copy_text(x.type, sizeof x.type, l->p + i, end - i);
+    name_and_offset(l, skip_blanks(l, end), &x);
+    if (d->extents < VMDK_EXTENTS_MAX)
+        d->line[d->extents] = x;
+    d->extents++;
     return 0;
 }
 
@@ -176,7 +187,7 @@ int vmdk_descriptor_read(struct blk *b, struct window *win, u64 off, u32 slot,
     *d = (struct vmdk_descriptor){0};
     assert(slot <= VMDK_TEXT_MAX);
     while (more && d->text_len < slot) {
-        u32 n = (u32)min_u64(slot - d->text_len, LINE_MAX), len = 0;
+        u32 n = (u32)min_u64(slot - d->text_len, VMDK_LINE_MAX), len = 0;
         const u8 *p;
         int rc = window_get(win, b, off + d->text_len, n, off + slot, &p, e);
         if (rc)

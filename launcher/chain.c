@@ -4,6 +4,7 @@
  * name leads. A file that stands on the one that names it closes a loop.
  */
 #include "chain.h"
+#include "extents.h"
 #include "locks.h"
 #include "outcome.h"
 #include "recover.h"
@@ -44,11 +45,16 @@ static int loop(const instar_NeedFile *need, const struct chain *c, const struct
                 struct err *e)
 {
     char *name = text_safe_copy(need->name.bytes, need->name.size);
-    if (need->role == instar_Role_ROLE_DATA)
+    if (need->role == instar_Role_ROLE_EXTENT)
+        err_set(e, instar_Code_LOOP, "Extent '%s' is %s.", name,
+                known == &c->disks[need->slot] ? "its own descriptor"
+                                               : "another file of the image already");
+    else if (need->role == instar_Role_ROLE_DATA)
         err_set(e, instar_Code_LOOP, "External data file '%s' is %s.", name,
                 known == c->disks ? "the image itself" : "another file of the chain already");
-    else if (known->role == instar_Role_ROLE_DATA)
-        err_set(e, instar_Code_LOOP, "Backing file '%s' is an external data file already.", name);
+    else if (known->role == instar_Role_ROLE_DATA || known->role == instar_Role_ROLE_EXTENT)
+        err_set(e, instar_Code_LOOP, "Backing file '%s' is an %s already.", name,
+                policy_kind(known->role));
     else
         err_set(e, instar_Code_LOOP, "Backing file '%s' creates an infinite loop.", name);
     free(name);
@@ -157,18 +163,46 @@ static bool give_up(struct job *job, struct chain *c, const instar_NeedFile *nee
     return true;
 }
 
+/* All extents that were asked for, or new ones. */
+static int attach_extents(struct job *job, struct chain *c, const instar_NeedExtents *need,
+                          struct err *e)
+{
+    static instar_NeedFile one; /* too large for a stack */
+    if (need->create)
+        return extents_make(job, c, need, e);
+    for (unsigned i = 0; i < need->names_count; i++) {
+        one = (instar_NeedFile){.slot = need->slot,
+                                .role = instar_Role_ROLE_EXTENT,
+                                .writable = need->writable};
+        one.name.size = need->names[i].size;
+        memcpy(one.name.bytes, need->names[i].bytes, need->names[i].size);
+        if (attach(job, c, &one, e) < 0)
+            return -1;
+    }
+    return 0;
+}
+
 int chain_run(struct job *job, struct chain *c, instar_Outcome *out, struct err *e)
 {
     for (;;) {
         if (run(job, c->disks, c->count, out, e) < 0)
             return -1;
+        const instar_NeedExtents *extents = &out->result.need_extents;
+        if (out->which_result == instar_Outcome_need_extents_tag) {
+            if (job->verbose)
+                fprintf(stderr, "disk %u consists of %u %sfiles\n", (unsigned)extents->slot,
+                        (unsigned)(extents->create ? extents->create : extents->names_count),
+                        extents->create ? "more, new " : "");
+            if (attach_extents(job, c, extents, e) < 0)
+                return -1;
+            continue;
+        }
         if (!out->has_need_file)
             return 0;
         if (job->verbose)
             fprintf(stderr, "disk %u has %s %s that the result depends on\n",
                     (unsigned)out->need_file.slot,
-                    out->need_file.role == instar_Role_ROLE_DATA ? "an" : "a",
-                    policy_kind(out->need_file.role));
+                    policy_article(out->need_file.role), policy_kind(out->need_file.role));
         if (attach(job, c, &out->need_file, e) < 0 && !give_up(job, c, &out->need_file, e))
             return -1;
     }

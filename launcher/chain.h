@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
  * An image with the files that it names: run the VM, and where it asks for such a file, apply the
- * path policy, attach the file as one more disk, and run it again: one boot more a file. All but
- * the external data file of the image itself are attached read-only. A rebase has a second chain,
- * which begins at the new backing file; a file that both need is attached once.
+ * path policy, attach the file as one more disk, and run it again: one boot more a file, or for
+ * all that an image consists of. All but the external data file and the extents of the image itself
+ * are attached read-only. A rebase has a second chain, which begins at the new backing file; a file
+ * that both need is attached once.
  */
 #ifndef LAUNCHER_CHAIN_H
 #define LAUNCHER_CHAIN_H

@@ -118,6 +118,19 @@ static void show_info(struct json *j, const instar_InfoResult *r)
     for (unsigned i = 0; i < r->facts_count; i++)
         print_json_fact(j, &r->facts[i]);
     json_close(j, '}');
+    if (r->extents_count)
+        json_open(j, "extents", '[');
+    for (unsigned i = 0; i < r->extents_count; i++) {
+        const instar_InfoExtent *x = &r->extents[i];
+        json_open(j, NULL, '{');
+        json_bytes(j, "name", x->name.bytes, x->name.size);
+        text(j, "kind", x->kind);
+        json_number(j, "virtual_size", x->virtual_size);
+        number(j, "cluster_size", x->cluster_size);
+        json_close(j, '}');
+    }
+    if (r->extents_count)
+        json_close(j, ']');
     json_close(j, '}');
 }
 
@@ -145,6 +158,12 @@ static void show_resize(struct json *j, const instar_ResizeResult *r)
     if (r->more)
         json_flag(j, "more", true);
     show_lengths(j, r->files_after, r->files_after_count);
+    if (r->dropped_count) {
+        json_open(j, "dropped", '[');
+        for (unsigned i = 0; i < r->dropped_count; i++)
+            json_number(j, NULL, r->dropped[i]);
+        json_close(j, ']');
+    }
     if (*r->warning)
         json_text(j, "warning", r->warning);
     if (r->rebuilt)
@@ -187,6 +206,24 @@ static void show_need_file(struct json *j, const instar_NeedFile *n)
     json_close(j, '}');
 }
 
+static void show_need_extents(struct json *j, const instar_NeedExtents *n)
+{
+    json_open(j, "need_extents", '{');
+    json_number(j, "slot", n->slot);
+    if (n->writable)
+        json_flag(j, "writable", true);
+    if (n->create) {
+        json_number(j, "create", n->create);
+        json_number(j, "number", n->number);
+        text(j, "letter", n->letter);
+    }
+    json_open(j, "names", '[');
+    for (unsigned i = 0; i < n->names_count; i++)
+        json_bytes(j, NULL, n->names[i].bytes, n->names[i].size);
+    json_close(j, ']');
+    json_close(j, '}');
+}
+
 static void show_outcome(struct json *j, const instar_Outcome *o)
 {
     if (o->has_error)
@@ -198,6 +235,9 @@ static void show_outcome(struct json *j, const instar_Outcome *o)
         json_open(j, "noop", '{');
         json_number(j, "disks", o->result.noop.disks);
         json_close(j, '}');
+        break;
+    case instar_Outcome_need_extents_tag:
+        show_need_extents(j, &o->result.need_extents);
         break;
     case instar_Outcome_info_tag:
         show_info(j, &o->result.info);

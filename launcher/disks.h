@@ -29,8 +29,12 @@ struct disk {
     struct stat before;
     uint32_t insert_unit;  /* of insertions (insert.h); 0: the guest is to do without */
 
+    char *made;            /* the name of a file that this run has made, in `home`; or NULL */
+    int home;
+
     int dir;              /* the directory that the file was found in, or -1 */
     char *journal;        /* undo.h: the path of its undo journal, should it have one, or NULL */
+    bool rolled_back;     /* a journal of this run's was used */
     bool undo;            /* a journal that this run has written is in force, of an image of */
     uint64_t undo_length; /* this length */
 };

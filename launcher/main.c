@@ -10,6 +10,7 @@
 #include "codes.h"
 #include "commands.h"
 #include "disks.h"
+#include "extents.h"
 #include "hand.h"
 #include "print.h"
 #include "raw.h"
@@ -49,7 +50,10 @@ static int work(struct job *job, struct chain *c, instar_Outcome *out, struct er
     if (r < 0)
         return r;
     print_raw_warning(job, out);
-    return chain_finish(c, out, e);
+    r = chain_finish(c, out, e);
+    if (r == 0 && out->which_result == instar_Outcome_resize_tag && !job->request.dry_run)
+        extents_drop(c, &out->result.resize);
+    return r;
 }
 
 static int do_job(struct job *job, struct err *e)
@@ -65,6 +69,8 @@ static int do_job(struct job *job, struct err *e)
     if (job->hand)
         c.disks[0].insert_unit = 0; /* nobody would insert */
     int r = work(job, &c, &out, e);
+    if (r < 0)
+        extents_discard(&c, e);
     chain_close(&c);
     if (r == 0 && !job->hand)
         (job->json ? job->command->json : job->command->print)(job, c.disks, &out);

@@ -5,6 +5,7 @@
  * pass, and the result is escaped as a whole.
  */
 #include "outcome.h"
+#include "chain.h"
 #include "codes.h"
 #include "growth.h"
 #include "text.h"
@@ -102,7 +103,8 @@ static bool may_need(const struct job *job, const instar_NeedFile *need)
 /* Is it one that disk need->slot can name, and has not been asked for? */
 static bool in_turn(const instar_NeedFile *need, const struct disk *disks, unsigned count)
 {
-    if (need->slot >= count || disks[need->slot].role == instar_Role_ROLE_DATA)
+    if (need->slot >= count || disks[need->slot].role == instar_Role_ROLE_DATA ||
+        disks[need->slot].role == instar_Role_ROLE_EXTENT)
         return false;
     if (need->role == instar_Role_ROLE_BACKING)
         return !disks[need->slot].backing && !disks[need->slot].lost;
@@ -112,13 +114,44 @@ static bool in_turn(const instar_NeedFile *need, const struct disk *disks, unsig
     return !asked;
 }
 
-static int check_need(const instar_NeedFile *need, const struct job *job, const struct disk *disks,
-                      unsigned count, struct err *e)
+/* Has nothing been granted or written? Then a file may be asked for. */
+static bool untouched(const struct disk *disks, unsigned count)
 {
     bool touched = false;
     for (unsigned i = 0; i < count; i++)
         touched |= disks[i].granted || disks[i].undo || disk_state(&disks[i]) == DISK_TOUCHED;
-    if (touched || !may_need(job, need) || !in_turn(need, disks, count))
+    return !touched;
+}
+
+static int check_extents(const instar_NeedExtents *need, const struct job *job,
+                         const struct disk *disks, unsigned count, struct err *e)
+{
+    bool asked = false, resize = job->request.which_op == instar_Request_resize_tag;
+    for (unsigned i = 1; i < count; i++)
+        asked |= disks[i].of == need->slot && disks[i].role == instar_Role_ROLE_EXTENT &&
+                 (!need->create || disks[i].made);
+    if (!untouched(disks, count) || asked || need->slot >= count ||
+        disks[need->slot].role == instar_Role_ROLE_DATA ||
+        disks[need->slot].role == instar_Role_ROLE_EXTENT ||
+        (need->names_count == 0) != (need->create != 0))
+        return err_set(e, instar_Code_PROTOCOL, "The guest asked for extents out of turn");
+    if (need->writable && (need->slot != 0 || !resize || !job->command->writes))
+        return err_set(e, instar_Code_PROTOCOL,
+                       "The guest asked for extents to write that it may only read");
+    if (need->create &&
+        (!need->writable || need->number == 0 || need->number > 999 ||
+         (strcmp(need->letter, "s") != 0 && strcmp(need->letter, "f") != 0)))
+        return err_set(e, instar_Code_PROTOCOL, "The guest asked for new extents of no sense");
+    if (need->names_count > CHAIN_DISKS - count || need->create > CHAIN_DISKS - count)
+        return err_set(e, instar_Code_CHAIN_DEPTH,
+                       "The image with all its files is more than %d disks", CHAIN_DISKS);
+    return 0;
+}
+
+static int check_need(const instar_NeedFile *need, const struct job *job, const struct disk *disks,
+                      unsigned count, struct err *e)
+{
+    if (!untouched(disks, count) || !may_need(job, need) || !in_turn(need, disks, count))
         return err_set(e, instar_Code_PROTOCOL, "The guest asked for a file out of turn");
     if (need->writable && (need->role != instar_Role_ROLE_DATA || need->slot != 0 ||
                            !job->command->writes))
@@ -192,6 +225,21 @@ static bool files_plausible(const struct outcome_files *f, const struct job *job
     return f->before == disks[0].length && length_plausible(job, &disks[0], f->after);
 }
 
+/* Extents of the image itself, each once, that get no length besides. */
+static bool dropped_plausible(const instar_ResizeResult *r, const struct outcome_files *f,
+                              const struct job *job, const struct disk *disks, unsigned count)
+{
+    uint32_t seen = 0;
+    for (unsigned i = 0; i < r->dropped_count; i++) {
+        unsigned slot = r->dropped[i];
+        if (slot >= count || disks[slot].role != instar_Role_ROLE_EXTENT || disks[slot].of ||
+            !disks[slot].target || disks[slot].made || file_after(f, slot) || seen & 1u << slot)
+            return false;
+        seen |= 1u << slot;
+    }
+    return !seen || job->request.op.resize.shrink;
+}
+
 static bool plausible(const instar_Outcome *out, const struct job *job, const struct disk *disks,
                       unsigned count)
 {
@@ -201,6 +249,7 @@ static bool plausible(const instar_Outcome *out, const struct job *job, const st
     switch (out->which_result) {
     case instar_Outcome_resize_tag:
         return r->error == instar_Code_OK && files_plausible(&f, job, disks, count) &&
+               dropped_plausible(r, &f, job, disks, count) &&
                (strcmp(r->action, "noop") == 0 || strcmp(r->action, "grow") == 0 ||
                 strcmp(r->action, "shrink") == 0);
     case instar_Outcome_rebase_tag:
@@ -230,6 +279,8 @@ int outcome_check(const instar_Outcome *out, const struct job *job, const struct
     int r = 0;
     if (out->has_error && out->error.code != instar_Code_OK)
         return outcome_error(&out->error, job, disks, count, e);
+    if (out->which_result == instar_Outcome_need_extents_tag)
+        return check_extents(&out->result.need_extents, job, disks, count, e);
     if (out->has_need_file)
         return check_need(&out->need_file, job, disks, count, e);
     if (out->which_result != job->request.which_op || !plausible(out, job, disks, count))

@@ -50,8 +50,12 @@ static void bytes(const uint8_t *p, size_t len)
 /* A file that is not the image's own, by what it is to that. Nothing has judged the number. */
 static const char *other_file(const instar_Request *r, uint32_t slot)
 {
-    return slot < r->disks_count && r->disks[slot].role == instar_Role_ROLE_DATA ? "data file"
-                                                                                : "another file";
+    static char extent[24];
+    instar_Role role = slot < r->disks_count ? r->disks[slot].role : instar_Role_ROLE_IMAGE;
+    if (role != instar_Role_ROLE_EXTENT)
+        return role == instar_Role_ROLE_DATA ? "data file" : "another file";
+    snprintf(extent, sizeof extent, "extent %u", (unsigned)slot);
+    return extent;
 }
 
 static void line(const struct job *job, const instar_Patch *p)

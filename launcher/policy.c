@@ -161,14 +161,22 @@ static int open_found(int found, const struct stat *st, bool writable)
 
 const char *policy_kind(instar_Role role)
 {
-    return role == instar_Role_ROLE_DATA ? "external data file" : "backing file";
+    static const char *const kind[] = {[instar_Role_ROLE_BACKING] = "backing file",
+                                       [instar_Role_ROLE_DATA] = "external data file",
+                                       [instar_Role_ROLE_EXTENT] = "extent"};
+    return kind[role];
+}
+
+const char *policy_article(instar_Role role)
+{
+    return role == instar_Role_ROLE_BACKING ? "a" : "an";
 }
 
 static int refused(const instar_NeedFile *need, const char *why, struct err *e)
 {
     char *shown = text_safe_copy(need->name.bytes, need->name.size);
     err_set(e, instar_Code_POLICY_REFUSED, "The image names %s %s, '%s', which %s",
-            need->role == instar_Role_ROLE_DATA ? "an" : "a", policy_kind(need->role), shown, why);
+            policy_article(need->role), policy_kind(need->role), shown, why);
     free(shown);
     return -1;
 }
@@ -187,12 +195,30 @@ static int cannot_open(const instar_NeedFile *need, int error, struct err *e)
     return -1;
 }
 
+/* An extent: a plain name in the holder's directory, which no link may lead out of. */
+static int find_extent(const char *holder, const instar_NeedFile *need, const char *name,
+                       char **path, struct err *e)
+{
+    if (strchr(name, '/') || strcmp(name, "..") == 0 || strcmp(name, ".") == 0)
+        return refused(need, "is no plain file name: extents lie beside their descriptor.", e);
+    char *dir = directory_of(holder);
+    if (dir)
+        *path = strchr(holder, '/') ? join(dir, name) : strdup(name);
+    int found = *path ? find_in(dir, name) : -1, error = *path ? errno : ENOMEM;
+    free(dir);
+    if (found < 0 && (error == EXDEV || error == ELOOP))
+        return refused(need, "is a link that leads out of the image's directory.", e);
+    return found < 0 ? cannot_open(need, error, e) : found;
+}
+
 /* The descriptor of what the policy allows; a refusal is worded here. */
 static int find_name(const struct policy *p, const char *image, const char *holder,
                      const instar_NeedFile *need, const char *name, char **path, struct err *e)
 {
     if (p->forbidden)
         return refused(need, "--no-backing forbids to open.", e);
+    if (need->role == instar_Role_ROLE_EXTENT)
+        return find_extent(holder, need, name, path, e);
     if (need->role != instar_Role_ROLE_DATA && policy_protocol(name))
         return refused(need, "is no plain file name: such names are never followed.", e);
     *path = absolute(holder, name);
@@ -221,7 +247,8 @@ int policy_open(const struct policy *p, const char *image, const char *holder,
         return -1;
     if (fstat(found, &st) < 0)
         cannot_open(need, errno, e);
-    else if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+    else if (!S_ISREG(st.st_mode) &&
+             (!S_ISBLK(st.st_mode) || need->role == instar_Role_ROLE_EXTENT))
         cannot_open(need, 0, e);
     else if ((fd = open_found(found, &st, writable)) < 0)
         cannot_open(need, errno, e);

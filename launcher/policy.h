@@ -4,8 +4,9 @@
  * image that the user named and each --backing-dir, for every link of a chain. A relative name
  * belongs to the directory of the file that holds it; an absolute one must lie beneath a root. It
  * is opened relative to that root and may not leave it, by `..` or by a link. Protocols and json:
- * are never followed; the name of an external data file has none, as qemu reads it. A refusal
- * reveals nothing about what lies outside.
+ * are never followed; the name of an external data file has none, as qemu reads it. An extent lies
+ * in the directory of the file that names it, and nowhere else. A refusal reveals nothing about
+ * what lies outside.
  */
 #ifndef LAUNCHER_POLICY_H
 #define LAUNCHER_POLICY_H
@@ -24,13 +25,14 @@ struct policy {
     bool forbidden; /* --no-backing */
 };
 
-/* What a file that an image names is called in messages. */
+/* What a file that an image names is called in messages, and its article. */
 const char *policy_kind(instar_Role role);
+const char *policy_article(instar_Role role);
 
 /* Opens what the file `holder` names, need->name. `image` is the file that the user named; `holder`
  * is a path that policy_open() made, or `image` itself. Whether it may be written is the caller's
- * to say. Returns the descriptor of a regular file or a block device, and its path in *path, which
- * the caller frees; -1: POLICY_REFUSED, or the file cannot be opened. */
+ * to say. Returns the descriptor of a regular file or a block device (no device for an extent), and
+ * its path in *path, which the caller frees; -1: POLICY_REFUSED, or the file cannot be opened. */
 int policy_open(const struct policy *p, const char *image, const char *holder,
                 const instar_NeedFile *need, bool writable, char **path, struct err *e);
 

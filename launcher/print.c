@@ -112,10 +112,14 @@ void print_raw_warning(const struct job *job, const instar_Outcome *out)
 
 /* ---- info ---- */
 
-/* What the file occupies on the host. */
-static uint64_t disk_size(const struct disk *d)
+/* What the file, and those that the image consists of, occupy on the host. */
+static uint64_t disk_size(const struct job *job, const struct disk *d)
 {
-    return (uint64_t)d->before.st_blocks * 512;
+    uint64_t blocks = (uint64_t)d->before.st_blocks;
+    for (unsigned i = 1; i < job->request.disks_count; i++)
+        if (job->request.disks[i].role == instar_Role_ROLE_EXTENT)
+            blocks += (uint64_t)d[i].before.st_blocks;
+    return blocks * 512;
 }
 
 static void print_fact(const instar_Fact *f)
@@ -167,6 +171,33 @@ static void print_backing(const struct job *job, const instar_InfoResult *r)
     free(path);
 }
 
+/* The file that holds extent i: one of its own, or the image. */
+static const char *extent_file(const struct job *job, const struct disk *d, unsigned i)
+{
+    bool own = i + 1 < job->request.disks_count &&
+               job->request.disks[i + 1].role == instar_Role_ROLE_EXTENT;
+    return own ? d[i + 1].name : job->image;
+}
+
+static void print_extents(const struct job *job, const struct disk *d, const instar_InfoResult *r)
+{
+    if (r->extents_count)
+        puts("    extents:");
+    for (unsigned i = 0; i < r->extents_count; i++) {
+        const instar_InfoExtent *x = &r->extents[i];
+        printf("        [%u]:\n            virtual size: %llu\n            filename: ", i,
+               (unsigned long long)x->virtual_size);
+        safe(extent_file(job, d, i), strlen(extent_file(job, d, i)));
+        if (x->cluster_size)
+            printf("\n            cluster size: %u", (unsigned)x->cluster_size);
+        printf("\n            format: ");
+        safe(x->kind, strlen(x->kind));
+        printf("\n            name: ");
+        safe(x->name.bytes, x->name.size);
+        putchar('\n');
+    }
+}
+
 void print_info(struct job *job, const struct disk *d, const instar_Outcome *out)
 {
     const instar_InfoResult *r = &out->result.info;
@@ -175,7 +206,7 @@ void print_info(struct job *job, const struct disk *d, const instar_Outcome *out
     printf("virtual size: ");
     text_size(stdout, r->virtual_size);
     printf(" (%llu bytes)\ndisk size: ", (unsigned long long)r->virtual_size);
-    text_size(stdout, disk_size(d));
+    text_size(stdout, disk_size(job, d));
     putchar('\n');
     if (r->encrypted)
         puts("encrypted: yes");
@@ -191,6 +222,7 @@ void print_info(struct job *job, const struct disk *d, const instar_Outcome *out
         puts("Format specific information:");
     for (unsigned i = 0; i < r->facts_count; i++)
         print_fact(&r->facts[i]);
+    print_extents(job, d, r);
 }
 
 void print_json_fact(struct json *j, const instar_Fact *f)
@@ -207,13 +239,34 @@ void print_json_fact(struct json *j, const instar_Fact *f)
         json_number(j, key, f->value.number);
 }
 
-static void json_facts(struct json *j, const instar_InfoResult *r)
+static void json_extents(struct json *j, const struct job *job, const struct disk *d,
+                         const instar_InfoResult *r)
+{
+    json_open(j, "extents", '[');
+    for (unsigned i = 0; i < r->extents_count; i++) {
+        const instar_InfoExtent *x = &r->extents[i];
+        json_open(j, NULL, '{');
+        json_number(j, "virtual-size", x->virtual_size);
+        json_text(j, "filename", extent_file(job, d, i));
+        if (x->cluster_size)
+            json_number(j, "cluster-size", x->cluster_size);
+        json_text(j, "format", x->kind);
+        json_bytes(j, "name", x->name.bytes, x->name.size);
+        json_close(j, '}');
+    }
+    json_close(j, ']');
+}
+
+static void json_facts(struct json *j, const struct job *job, const struct disk *d,
+                       const instar_InfoResult *r)
 {
     json_open(j, "format-specific", '{');
     json_text(j, "type", r->format);
     json_open(j, "data", '{');
     for (unsigned i = 0; i < r->facts_count; i++)
         print_json_fact(j, &r->facts[i]);
+    if (r->extents_count)
+        json_extents(j, job, d, r);
     json_close(j, '}');
     json_close(j, '}');
 }
@@ -240,11 +293,11 @@ void json_info(struct job *job, const struct disk *d, const instar_Outcome *out)
     if (r->cluster_size)
         json_number(j, "cluster-size", r->cluster_size);
     json_text(j, "format", r->format);
-    json_number(j, "actual-size", disk_size(d));
+    json_number(j, "actual-size", disk_size(job, d));
     if (r->encrypted)
         json_flag(j, "encrypted", true);
     if (r->facts_count)
-        json_facts(j, r);
+        json_facts(j, job, d, r);
     if (r->backing_name.size)
         json_backing(j, job, r);
     json_flag(j, "dirty-flag", r->dirty);

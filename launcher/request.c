@@ -26,6 +26,8 @@ int request_write(struct job *job, const struct disk *disks, unsigned count, int
         d->lost = disks[i].lost;
         d->device = disks[i].device;
         d->insert_unit = disks[i].insert_unit;
+        if (disks[i].made)
+            snprintf(d->name, sizeof d->name, "%s", disks[i].made);
         if (disks[i].format)
             snprintf(d->format, sizeof d->format, "%s", disks[i].format);
     }

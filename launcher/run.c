@@ -78,6 +78,7 @@ static bool rolled_back(const struct vm *vm, bool touched, struct err *e)
     if (!d->undo)
         return false;
     if (recover_now(d, &why) == 0) {
+        d->rolled_back = true;
         if (touched)
             err_add(e,
                     "What the operation had written of its last step was rolled back: the image "
@@ -102,7 +103,10 @@ static void tell_aftermath(const struct vm *vm, bool repaired, struct err *e)
         disk_take_back(d);
         if (worst != DISK_UNTOUCHED && d->granted)
             err_add(e, "%s had been granted a length of %llu bytes.",
-                    i ? "The external data file" : "The file", (unsigned long long)d->granted);
+                    i == 0                                    ? "The file"
+                    : d->role == instar_Role_ROLE_EXTENT ? "An extent"
+                                                         : "The external data file",
+                    (unsigned long long)d->granted);
         granted |= d->granted != 0;
     }
     if (rolled_back(vm, worst != DISK_UNTOUCHED, e) && !repaired)

@@ -56,13 +56,29 @@ static int add_image(struct images *all, struct blk *b, const char *format, stru
     return 0;
 }
 
+/* An extent, or a new file that may become one. */
+static int add_extent(struct images *all, struct blk *b, const instar_Disk *d, struct err *e)
+{
+    struct image *img = images_on(all, d->of);
+    if (!img || img->files > IMAGE_FILES - 1 || (image_lacks(img) && d->name[0]))
+        return FAIL(e, ERR_PROTOCOL, "An extent is out of its place", b->slot, d->of);
+    bool lacked = image_lacks(img);
+    img->file_name[img->files] = d->name[0] ? d->name : NULL;
+    img->file[img->files++] = b;
+    return lacked && !image_lacks(img) ? image_reopen(img, e) : 0;
+}
+
 int images_open(struct images *all, struct op *op, instar_Outcome *out, struct err *e)
 {
     int rc = 0;
     for (unsigned i = 0; !rc && i < op->disks; i++) {
         const instar_Disk *d = &op->request->disks[i];
-        rc = d->role == instar_Role_ROLE_DATA ? add_data(all, op->disk[i], d->of, e)
-                                              : add_image(all, op->disk[i], d->format, e);
+        if (d->role == instar_Role_ROLE_DATA)
+            rc = add_data(all, op->disk[i], d->of, e);
+        else if (d->role == instar_Role_ROLE_EXTENT)
+            rc = add_extent(all, op->disk[i], d, e);
+        else
+            rc = add_image(all, op->disk[i], d->format, e);
         out->error.disk = rc ? i : 0;
     }
     return rc;
@@ -84,6 +100,30 @@ static void ask(u8 disk, instar_Role role, const char *name, u32 len, const char
     memcpy(need->format, format, sizeof need->format);
 }
 
+int images_parts(struct images *all, struct image *img, instar_Outcome *out, struct err *e)
+{
+    static struct image_part part;
+    instar_NeedExtents *need = &out->result.need_extents;
+    u8 disk = all->disk[img - all->img];
+    if (!image_lacks(img))
+        return 0;
+    *need = (instar_NeedExtents){
+        .slot = disk,
+        .writable = disk == 0 && all->request->which_op == instar_Request_resize_tag};
+    for (unsigned i = 0; i < img->parts; i++) {
+        bool more;
+        int rc = img->format->part(img, i, &part, &more, e);
+        if (rc)
+            return rc;
+        assert(more && i < sizeof need->names / sizeof need->names[0]);
+        need->names[i].size = (pb_size_t)part.name_len;
+        memcpy(need->names[i].bytes, part.name, part.name_len);
+    }
+    need->names_count = img->parts;
+    out->which_result = instar_Outcome_need_extents_tag;
+    return 0;
+}
+
 int images_follow(struct images *all, struct image *img, unsigned wanted, instar_Outcome *out,
                   struct err *e)
 {
@@ -93,8 +133,8 @@ int images_follow(struct images *all, struct image *img, unsigned wanted, instar
     const instar_Disk *d = &all->request->disks[disk];
     memset(&f, 0, sizeof f);
     img->backing = NULL;
-    int rc = img->format ? img->format->facts(img, &f, e) : 0;
-    if (rc)
+    int rc = img->format && (wanted & FOLLOW_DATA) ? images_parts(all, img, out, e) : 0;
+    if (rc || images_wait(out) || (img->format && (rc = img->format->facts(img, &f, e))))
         return rc;
     if ((wanted & FOLLOW_DATA) && f.has_data_file && img->files == 1) {
         if (!f.data_file_len)
@@ -114,7 +154,7 @@ int images_follow_chain(struct images *all, struct image *img, unsigned wanted, 
                         struct err *e)
 {
     int rc = 0;
-    for (unsigned i = 0; !rc && img && !out->has_need_file && i < all->cnt; i++) {
+    for (unsigned i = 0; !rc && img && !images_wait(out) && i < all->cnt; i++) {
         rc = images_follow(all, img, wanted, out, e);
         img = img->backing;
     }

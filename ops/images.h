@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
  * The images of a Request: every disk opened as what it is to the others (an image, its backing
- * file, its data file), and the next file asked for that an image names and the operation depends
- * on. The launcher attaches that, and boots again; nothing has been written by then.
+ * file, its data file, its extents), and the next files asked for that an image names and the
+ * operation depends on. The launcher attaches them, and boots again; nothing has been written by
+ * then.
  */
 #ifndef OPS_IMAGES_H
 #define OPS_IMAGES_H
@@ -26,15 +27,22 @@ void images_alloc(struct images *all, const struct op *op);
 int images_open(struct images *all, struct op *op, instar_Outcome *out, struct err *e);
 /* The image on the disk, or NULL. */
 struct image *images_on(struct images *all, u32 disk);
+/* Asks for the files that `img`, one of `all`, consists of, if they are not attached. */
+int images_parts(struct images *all, struct image *img, instar_Outcome *out, struct err *e);
 
 enum { FOLLOW_DATA = 1, FOLLOW_BACKING = 2 };
-/* What `img`, one of `all`, depends on: its data file and its backing file, so far as they are
- * wanted (a mask). img->backing is the latter; NULL: it has none, or it is not wanted. If one of
- * them is not attached, out->has_need_file asks for it. */
+/* What `img`, one of `all`, depends on: its data file or the files that it consists of, and its
+ * backing file, so far as they are wanted (a mask). img->backing is the latter; NULL: it has none,
+ * or it is not wanted. If one of them is not attached, `out` asks for it. */
 int images_follow(struct images *all, struct image *img, unsigned wanted, instar_Outcome *out,
                   struct err *e);
 /* The same for img and for all that it stands on. */
 int images_follow_chain(struct images *all, struct image *img, unsigned wanted, instar_Outcome *out,
                         struct err *e);
+/* Does `out` ask for files? Then there is nothing else to be done. */
+static inline bool images_wait(const instar_Outcome *out)
+{
+    return out->has_need_file || out->which_result == instar_Outcome_need_extents_tag;
+}
 
 #endif

@@ -22,7 +22,7 @@ static int open_chains(struct images *all, const instar_RebaseRequest *req, inst
     if (req->unsafe)
         return images_follow_chain(all, new_backing, FOLLOW_BACKING, out, e);
     int rc = images_follow_chain(all, &all->img[0], FOLLOW_DATA | FOLLOW_BACKING, out, e);
-    return rc || out->has_need_file
+    return rc || images_wait(out)
                ? rc
                : images_follow_chain(all, new_backing, FOLLOW_DATA | FOLLOW_BACKING, out, e);
 }
@@ -49,7 +49,7 @@ static int rebase(struct op *op, struct images *all, struct planhost *host, void
     put_text(r->overlay_format, img->format->name);
     r->probed = img->probed;
     int rc = open_chains(all, req, out, e);
-    if (rc || out->has_need_file)
+    if (rc || images_wait(out))
         return rc;
     if (img->file[0]->device)
         plan_on_device(img);
@@ -94,6 +94,7 @@ int op_run(struct op *op, instar_Outcome *out, struct err *e)
     int rc = images_open(&all, op, out, e);
     if (!rc)
         rc = rebase(op, &all, &host, work, out, e);
-    r->error = (instar_Code)rc;
+    if (!images_wait(out))
+        r->error = (instar_Code)rc;
     return rc;
 }

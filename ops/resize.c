@@ -43,6 +43,29 @@ static int check_unallocated(struct image *img, u64 new_size, struct err *e)
     return rc;
 }
 
+/* Asks for the new files that the larger image wants, if they are not there. */
+static void ask_new(const struct image *img, const struct plan_files *f, instar_Outcome *out)
+{
+    unsigned fresh = img->parts ? img->files - 1u - img->parts : 0;
+    if (fresh >= f->add)
+        return;
+    out->which_result = instar_Outcome_need_extents_tag;
+    out->result.need_extents = (instar_NeedExtents){
+        .writable = true, .create = f->add, .number = f->number, .letter = {f->letter}};
+}
+
+/* What the files are to become: those that the image still consists of, and those that it drops. */
+static void tell_files(const struct image *img, const struct plan_files *f, const u64 *length,
+                       instar_ResizeResult *r)
+{
+    for (u8 i = 1; i < img->files; i++)
+        if (img->parts && i > f->keep + f->add)
+            r->dropped[r->dropped_count++] = img->file[i]->slot;
+        else
+            r->files_after[r->files_after_count++] =
+                (instar_FileLength){img->file[i]->slot, length[i]};
+}
+
 static int resize(struct op *op, struct images *all, struct planhost *host, void *work,
                   instar_Outcome *out, struct err *e)
 {
@@ -67,7 +90,7 @@ static int resize(struct op *op, struct images *all, struct planhost *host, void
     if (r->resolved_new_virtual_size == img->size && !plan_mends(img))
         return 0;
     bool grow = r->resolved_new_virtual_size > img->size;
-    if ((rc = open_chain(all, grow, out, e)) || out->has_need_file)
+    if ((rc = open_chain(all, grow, out, e)) || images_wait(out))
         return rc;
     if (!grow && req->unallocated && (rc = check_unallocated(img, r->resolved_new_virtual_size, e)))
         return rc;
@@ -81,6 +104,12 @@ static int resize(struct op *op, struct images *all, struct planhost *host, void
                                .work_len = PLAN_WORK};
     if (op->request->random.size == sizeof op->request->random.bytes)
         args.random = op->request->random.bytes;
+    struct plan_files files;
+    if ((rc = plan_files(img, &args, &files, e)))
+        return rc;
+    ask_new(img, &files, out);
+    if (images_wait(out))
+        return 0;
     planhost_begin(host, img);
     rc = plan_resize(img, &args, &host->plan, e);
     r->rebuilt = host->plan.repaired && !(rc && host->plan.begun);
@@ -89,9 +118,7 @@ static int resize(struct op *op, struct images *all, struct planhost *host, void
     const char *warning = plan_warning(img);
     memcpy(r->warning, warning, strlen(warning) + 1);
     r->file_size_after = device ? r->file_size_before : host->plan.length[0];
-    for (u8 i = 1; i < img->files; i++)
-        r->files_after[r->files_after_count++] =
-            (instar_FileLength){img->file[i]->slot, host->plan.length[i]};
+    tell_files(img, &files, host->plan.length, r);
     r->more = op->request->dry_run && host->plan.more;
     r->eventual_file_size = op->request->dry_run ? host->plan.eventual : 0;
     return 0;
@@ -111,7 +138,10 @@ int op_run(struct op *op, instar_Outcome *out, struct err *e)
     r->file_size_before = r->file_size_after = op->disk[0]->size;
     int rc = images_open(&all, op, out, e);
     if (!rc)
+        rc = images_parts(&all, &all.img[0], out, e);
+    if (!rc && !images_wait(out))
         rc = resize(op, &all, &host, work, out, e);
-    r->error = (instar_Code)rc;
+    if (!images_wait(out))
+        r->error = (instar_Code)rc;
     return rc;
 }

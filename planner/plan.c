@@ -295,6 +295,14 @@ bool plan_mends(const struct image *img)
     return p && p->mends;
 }
 
+int plan_files(struct image *img, const struct resize_args *a, struct plan_files *f,
+               struct err *e)
+{
+    const struct planner *p = find_planner(img->format);
+    *f = (struct plan_files){.keep = img->parts};
+    return p && p->files ? p->files(img, a, f, e) : 0;
+}
+
 const char *plan_warning(const struct image *img)
 {
     const struct planner *p = find_planner(img->format);

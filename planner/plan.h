@@ -120,6 +120,14 @@ struct rebase_args {
 
 /* A step function: each call emits one epoch, a bounded run of patches that ends at a barrier and
  * leaves a consistent image. A NULL member is UNSUPPORTED_FORMAT, raised by plan.c alone. */
+/* What becomes of the files of an image that consists of several (image.parts). */
+struct plan_files {
+    unsigned keep;   /* of its parts: so many, from the first on, stay */
+    unsigned add;    /* new files, which are attached behind all parts */
+    unsigned number; /* which the first of them gets in its name, behind the letter */
+    char letter;
+};
+
 struct planner {
     const struct format *format;
     /* The size that a disk can have which is asked to get new_size bytes: at least that, unless the
@@ -134,6 +142,9 @@ struct planner {
      * old chain, until the commit makes it so through the new one. */
     int (*rebase)(struct image *, const struct rebase_args *, struct plan_state *, struct sink *,
                   struct err *);
+    /* For images with parts; refuses what resize() would, as far as it can be told without reading.
+     * NULL: all stay. */
+    int (*files)(struct image *, const struct resize_args *, struct plan_files *, struct err *);
     /* Where the image ends in a device that is longer; what follows is nobody's. NULL: never before
      * the device does. */
     int (*end)(struct image *, u64 *end, struct err *);
@@ -191,6 +202,9 @@ void plan_on_device(struct image *img);
 u64 plan_fit(const struct image *img, u64 new_size);
 bool plan_chain(const struct image *img);
 bool plan_mends(const struct image *img);
+/* See planner.files. */
+int plan_files(struct image *img, const struct resize_args *a, struct plan_files *f,
+               struct err *e);
 /* See planner.warning; "" if there is none. */
 const char *plan_warning(const struct image *img);
 

@@ -5,7 +5,7 @@
  */
 #include "scratch.h"
 
-enum { INDEX_BITS = 3, SLOTS_PER_PAGE = 4, SCRATCH_ZERO = 0xffffffff };
+enum { INDEX_BITS = 5, SLOTS_PER_PAGE = 4, SCRATCH_ZERO = 0xffffffff };
 
 void scratch_pool_init(struct scratch_pool *p, void *mem, size_t len)
 {

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
  * VMDK: which images can be changed at all, which sizes they can have, and the plan that serves a
- * request. The header's capacity rules, and is the commit: a grow writes the descriptor before it,
- * a shrink behind it, and what a killed run leaves there is mended by the next. A descriptor whose
- * text moves across sectors is an epoch of its own, under the undo journal (P10).
+ * request, for images of one file (vmdk_split.c: of several). The header's capacity rules, and is
+ * the commit: a grow writes the descriptor before it, a shrink behind it, and what a killed run
+ * leaves there is mended by the next. A descriptor whose text moves across sectors is an epoch of
+ * its own, under the undo journal (P10).
  */
 #include "members.h"
 #include "vmdk_plan.h"
@@ -14,6 +15,8 @@ enum phase { START, GROW_TEXT, GROW_COMMIT, SHRINK_TEXT, CLEAN };
 
 static u64 vmdk_fit_size(const struct image *img, u64 new_size)
 {
+    if (img->u.vmdk.kind)
+        return vmdk_layout(img, new_size).size;
     u64 size = round_up(new_size, img->unit);
     return new_size == img->size || (new_size < img->size && size > img->size) ? img->size : size;
 }
@@ -40,8 +43,7 @@ static int check_supported(const struct image *img, const struct resize_args *a,
     return 0;
 }
 
-/* capacity; 0 leaves a directory where it is. */
-static int commit(struct image *img, u64 size, u64 gd, u64 rgd, struct sink *s, struct err *e)
+int vmdk_commit(struct image *img, u64 size, u64 gd, u64 rgd, struct sink *s, struct err *e)
 {
     u8 p[VMH_OVERHEAD - VMH_CAPACITY];
     int rc = blk_read(img->file[0], VMH_CAPACITY, p, sizeof p, e);
@@ -73,7 +75,7 @@ static int grow(struct image *img, const struct resize_args *a, u64 to,
         return 0;
     }
     rc = vmdk_edit_emit(img, text, a, s, e);
-    return rc ? rc : commit(img, to, g.dir[0], g.dir[1], s, e);
+    return rc ? rc : vmdk_commit(img, to, g.dir[0], g.dir[1], s, e);
 }
 
 /* Also what mends an image that has that size already. */
@@ -88,7 +90,7 @@ static int shrink(struct image *img, const struct resize_args *a, u64 to,
     if (to == img->size && !text->cnt && !found.stale)
         return plan_barrier(s, "the disk has that size", e);
     if (to != img->size)
-        rc = commit(img, to, 0, 0, s, e);
+        rc = vmdk_commit(img, to, 0, 0, s, e);
     if (!rc && text->safe)
         rc = vmdk_edit_emit(img, text, a, s, e);
     state->v[V_PHASE] = text->safe ? CLEAN : SHRINK_TEXT;
@@ -113,6 +115,8 @@ int vmdk_resize(struct image *img, const struct resize_args *a, struct plan_stat
     const struct vmdk *v = &img->u.vmdk;
     u64 to = vmdk_fit_size(img, a->new_size);
     struct vmdk_edit text;
+    if (v->kind)
+        return vmdk_split_resize(img, a, state, s, e);
     if (state->v[V_PHASE] == START && to == img->size &&
         (v->flags & ~(u32)VMDK_FLAGS || v->flags & VMDK_COMPRESSED))
         return plan_barrier(s, "the disk has that size", e);
@@ -126,7 +130,7 @@ int vmdk_resize(struct image *img, const struct resize_args *a, struct plan_stat
     case GROW_TEXT:
         return text_epoch(img, a, &text, GROW_COMMIT, state, s, e);
     case GROW_COMMIT:
-        return commit(img, to, state->v[V_GD], state->v[V_RGD], s, e);
+        return vmdk_commit(img, to, state->v[V_GD], state->v[V_RGD], s, e);
     case SHRINK_TEXT:
         return text_epoch(img, a, &text, CLEAN, state, s, e);
     case CLEAN:
@@ -135,7 +139,11 @@ int vmdk_resize(struct image *img, const struct resize_args *a, struct plan_stat
     return vmdk_shrink_clean(img, a, state->v[V_ENTRIES], state->v[V_GRAINS], s, e);
 }
 
-const struct planner vmdk_planner = {
-    .format = &vmdk_format, .fit = vmdk_fit_size, .mends = true, .chain = true,
-    .resize = vmdk_resize,   .rebase = vmdk_rebase,
-    .end = vmdk_end};
+const struct planner vmdk_planner = {.format = &vmdk_format,
+                                     .fit = vmdk_fit_size,
+                                     .mends = true,
+                                     .chain = true,
+                                     .resize = vmdk_resize,
+                                     .rebase = vmdk_rebase,
+                                     .files = vmdk_split_files,
+                                     .end = vmdk_end};

@@ -15,7 +15,7 @@
 static int check_link(const struct image *child, const struct image *parent, struct err *e)
 {
     u64 at = child->u.vmdk.descriptor_offset;
-    u32 cid = child->u.vmdk.text.parent_cid;
+    u32 cid = child->u.vmdk.text->parent_cid;
     if (!parent)
         return FAIL(e, ERR_OVERLAY_CORRUPT, "The descriptor does not name the image's parent", at,
                     cid);
@@ -23,18 +23,18 @@ static int check_link(const struct image *child, const struct image *parent, str
         return cid == VMDK_NO_PARENT ? 0
                                      : FAIL(e, ERR_OVERLAY_CORRUPT,
                                             "The image's parent is not in VMDK format", at, cid);
-    return parent->u.vmdk.text.cid == cid
+    return parent->u.vmdk.text->cid == cid
                ? 0
                : FAIL(e, ERR_OVERLAY_CORRUPT,
                       "The image's parent has changed since the image was made: its CID is {val:x}",
-                      at, parent->u.vmdk.text.cid);
+                      at, parent->u.vmdk.text->cid);
 }
 
 int vmdk_check_links(const struct image *top, struct err *e)
 {
     int rc = 0;
     for (; !rc && top; top = top->backing)
-        if (top->format == &vmdk_format && vmdk_has_parent(&top->u.vmdk))
+        if (top->format == &vmdk_format && top->u.vmdk.child)
             rc = check_link(top, top->backing, e);
     return rc;
 }
@@ -70,7 +70,7 @@ int vmdk_child_hides(struct image *img, u64 new_size, u64 *grains, struct err *e
     u64 grain_end = round_up(img->size, img->unit);
     bool data, hole;
     *grains = 0;
-    if (!vmdk_has_parent(v))
+    if (!v->text || !v->child) /* an extent of several has none */
         return 0;
     int rc = vmdk_check_links(img, e);
     if (rc || (rc = ends_in_hole(img, &hole, e)))

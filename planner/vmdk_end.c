@@ -26,6 +26,8 @@ int vmdk_end(struct image *img, u64 *end, struct err *e)
     const struct vmdk *v = &img->u.vmdk;
     u64 span = vmdk_table_span(v), dir = vmdk_directory_span(v->entries), table;
     int rc = 0;
+    if (v->kind)
+        return FAIL(e, ERR_UNSUPPORTED_SUBFORMAT, "A descriptor has no end but its file's", 0, 0);
     if (v->flags & VMDK_COMPRESSED)
         return FAIL(e, ERR_UNSUPPORTED_SUBFORMAT, "A stream ends where its file does", 0, v->flags);
     *end = max_u64(v->overhead, v->descriptor_offset + v->descriptor_size);

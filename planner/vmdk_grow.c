@@ -160,3 +160,32 @@ int vmdk_grow_prepare(struct image *img, const struct resize_args *a, u64 new_si
             rc = fill_directory(&g, c, e);
     return rc ? rc : plan_barrier(s, "the grain tables are in place", e);
 }
+
+int vmdk_grow_new(struct image *like, const struct resize_args *a, u64 sectors, struct sink *s,
+                  struct err *e)
+{
+    const struct vmdk *v = &like->u.vmdk;
+    struct vmdk_grow out;
+    struct grow g = {like, v, a, s, {0}, &out};
+    u8 p[VMH_LENGTH];
+    g.in.want = vmdk_entries(v, div_up(sectors * VMDK_SECTOR, like->unit));
+    g.in.end = max_u64(VMH_LENGTH, v->descriptor_offset + v->descriptor_size);
+    g.in.grain = like->unit;
+    g.in.span = vmdk_table_span(v);
+    g.in.redundant = v->rgd_offset != 0;
+    out = vmdk_grow_query(&g.in);
+    int rc = blk_read(like->file[0], 0, p, sizeof p, e);
+    if (rc)
+        return rc;
+    put_le64(p + VMH_CAPACITY, sectors);
+    put_le64(p + VMH_GD_OFFSET, out.dir[0] / VMDK_SECTOR);
+    put_le64(p + VMH_RGD_OFFSET, out.dir[1] / VMDK_SECTOR);
+    put_le64(p + VMH_OVERHEAD, out.length / VMDK_SECTOR);
+    p[VMH_UNCLEAN_SHUTDOWN] = 0;
+    rc = plan_length(s, out.length, "a new extent, its grain tables all zero", e);
+    if (!rc)
+        rc = plan_write(s, 0, p, sizeof p, "the new extent's header", e);
+    for (int c = g.in.redundant; !rc && c >= 0; c--)
+        rc = fill_directory(&g, c, e);
+    return rc;
+}

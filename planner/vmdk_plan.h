@@ -71,14 +71,14 @@ int vmdk_end(struct image *img, u64 *end, struct err *e);
 /* ---- the descriptor ---- */
 
 /* Bytes of the text give way to others; the two lengths may be 0. */
-struct vmdk_part {
+struct vmdk_edit_part {
     u32 off, old_len, len;
     const char *text; /* digits of the edit, or the caller's; stays until the edit is emitted */
 };
 
 struct vmdk_edit { /* not to be copied: parts point into it */
     unsigned cnt;
-    struct vmdk_part part[2]; /* in the order of the text */
+    struct vmdk_edit_part part[2]; /* in the order of the text */
     char digits[2][20];
     u32 new_len; /* of the text */
     u32 to;      /* where what changes ends; it begins with part[0] */
@@ -101,6 +101,8 @@ int vmdk_edit_init(const struct image *img, u64 capacity, struct vmdk_edit *d, s
 int vmdk_edit_emit(const struct image *img, const struct vmdk_edit *d, const struct resize_args *a,
                    struct sink *s, struct err *e);
 
+/* capacity, and the directories' places; 0 leaves one where it is. A commit, and a barrier. */
+int vmdk_commit(struct image *img, u64 size, u64 gd, u64 rgd, struct sink *s, struct err *e);
 /* ---- rebasing ---- */
 
 enum {
@@ -140,8 +142,48 @@ int vmdk_child_hides(struct image *img, u64 new_size, u64 *grains, struct err *e
 /* Is each parent in the chain from `top` on, which may have links of other formats, what its child
  * says? ERR_OVERLAY_CORRUPT. */
 int vmdk_check_links(const struct image *top, struct err *e);
+/* A whole extent of so many sectors in an empty file, `s`'s, as `like` is. No barrier. */
+int vmdk_grow_new(struct image *like, const struct resize_args *a, u64 sectors, struct sink *s,
+                  struct err *e);
 /* After a shrink's commit: what the disk had before is dropped. old: its entries, its grains. */
 int vmdk_shrink_clean(struct image *img, const struct resize_args *a, u64 old_entries,
                       u64 old_grains, struct sink *s, struct err *e);
+
+/* ---- images of several files ---- */
+
+/* The extents of a disk; sectors, but for size. */
+struct vmdk_layout {
+    u64 keep, add; /* extents that stay, from the first on; new ones behind them */
+    u64 last;      /* of the last that stays: its sectors then */
+    u64 full;      /* of new ones, but for the last */
+    u64 rest;      /* of the last new one */
+    u64 size;      /* of the disk, bytes */
+};
+/* What a disk that is asked to get new_size bytes can be. */
+struct vmdk_layout vmdk_layout(const struct image *img, u64 new_size);
+/* Of new extent i. */
+static inline u64 vmdk_layout_new(const struct vmdk_layout *l, u64 i)
+{
+    return i + 1 < l->add ? l->full : l->rest;
+}
+
+/* A descriptor in a file of its own, as it is to be for a layout. */
+struct vmdk_rewrite {
+    const u8 *text; /* in resize_args.work; behind its end zeros */
+    u32 from, to;   /* what differs; to == from: nothing does */
+    u64 length;     /* of the file then */
+    bool whole;     /* what differs lies in one sector: it can be a commit */
+};
+/* ERR_DESCRIPTOR_TOO_LARGE: no reader would take it. */
+int vmdk_rewrite_init(const struct image *img, const struct vmdk_layout *l,
+                      const struct resize_args *a, struct vmdk_rewrite *w, struct err *e);
+/* The patches but for a cut, and a barrier; a commit, if it can be one. */
+int vmdk_rewrite_emit(const struct image *img, const struct vmdk_rewrite *w, struct sink *s,
+                      struct err *e);
+
+int vmdk_split_files(struct image *img, const struct resize_args *a, struct plan_files *f,
+                     struct err *e);
+int vmdk_split_resize(struct image *img, const struct resize_args *a, struct plan_state *state,
+                      struct sink *s, struct err *e);
 
 #endif

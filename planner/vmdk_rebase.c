@@ -41,12 +41,12 @@ static int new_parent_cid(const struct image *img, const struct rebase_args *a, 
     if (!*a->name)
         return 0;
     if (to && to->format) {
-        *cid = to->format == &vmdk_format ? to->u.vmdk.text.cid : VMDK_NO_PARENT;
+        *cid = to->format == &vmdk_format ? to->u.vmdk.text->cid : VMDK_NO_PARENT;
         return 0;
     }
     if (*a->format && !is_vmdk(a->format))
         return 0;
-    *cid = img->u.vmdk.text.parent_cid;
+    *cid = img->u.vmdk.text->parent_cid;
     return *cid != VMDK_NO_PARENT
                ? 0
                : FAIL(e, ERR_NEW_BACKING_INCOMPATIBLE,
@@ -55,7 +55,7 @@ static int new_parent_cid(const struct image *img, const struct rebase_args *a, 
 
 static void put_cid(const struct image *img, u32 cid, struct vmdk_edit *d)
 {
-    const struct vmdk_descriptor *t = &img->u.vmdk.text;
+    const struct vmdk_descriptor *t = img->u.vmdk.text;
     char *digits = d->digits[0];
     if (cid == t->parent_cid)
         return;
@@ -81,7 +81,7 @@ static int add_line(struct image *img, const char *name, char *room, struct vmdk
                     struct err *e)
 {
     const struct vmdk *v = &img->u.vmdk;
-    u32 at = v->text.type_line.off + v->text.type_line.len;
+    u32 at = v->text->type_line.off + v->text->type_line.len;
     u8 end[2];
     int rc = blk_read(img->file[0], v->descriptor_offset + at - 2, end, 2, e);
     if (rc)
@@ -97,9 +97,9 @@ static int change_line(struct image *img, const char *name, char *room, struct v
                        struct err *e)
 {
     const struct vmdk *v = &img->u.vmdk;
-    const struct vmdk_span *hint = &v->text.hint;
+    const struct vmdk_span *hint = &v->text->hint;
     u64 len = strlen(name), off = v->descriptor_offset + hint->off - 1;
-    if (!v->text.hints)
+    if (!v->text->hints)
         return add_line(img, name, room, d, e);
     int rc = blk_read(img->file[0], off, room, 1 + min_u64(hint->len, len), e);
     bool quoted = *room == '"';
@@ -113,11 +113,11 @@ static int change_line(struct image *img, const char *name, char *room, struct v
 static int remove_line(const struct image *img, struct vmdk_edit *d, struct err *e)
 {
     const struct vmdk *v = &img->u.vmdk;
-    const struct vmdk_span *line = &v->text.hint_line;
-    if (v->text.hints > 1) /* the next one would count then */
+    const struct vmdk_span *line = &v->text->hint_line;
+    if (v->text->hints > 1) /* the next one would count then */
         return FAIL(e, ERR_OVERLAY_CORRUPT, "The descriptor has {val} lines that name a parent",
-                    v->descriptor_offset + line->off, v->text.hints);
-    if (v->text.hints)
+                    v->descriptor_offset + line->off, v->text->hints);
+    if (v->text->hints)
         vmdk_edit_put(d, line->off, line->len, "", 0);
     return 0;
 }
@@ -156,6 +156,11 @@ static int reference_epoch(struct image *img, const struct rebase_args *a, struc
 static int check_supported(const struct image *img, struct err *e)
 {
     const struct vmdk *v = &img->u.vmdk;
+    if (v->kind)
+        return FAIL(e, ERR_UNSUPPORTED_SUBFORMAT,
+                    "Only VMDK images of one file can be rebased; qemu-img convert makes a "
+                    "monolithicSparse one of this",
+                    0, 0);
     if (v->flags & ~(u32)VMDK_FLAGS)
         return FAIL(e, ERR_UNSUPPORTED_FEATURE, "Unknown flags in the header ({val:x})", VMH_FLAGS,
                     v->flags);

@@ -83,7 +83,7 @@ int vmdk_shrink_clean(struct image *img, const struct resize_args *a, u64 old_en
         (rc = plan_barrier(s, "nothing names what is past the end", e)))
         return rc;
     u64 end = max_u64(found.used_end, v->overhead);
-    if (end >= img->file[0]->size)
+    if (end >= img->file[0]->size || !a->may_shorten)
         return 0;
     rc = plan_length(s, end, "the file ends with what is used", e);
     return rc ? rc : plan_barrier(s, "done", e);

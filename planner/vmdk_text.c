@@ -17,7 +17,7 @@ static bool in_one_sector(u64 off, u64 len)
 
 void vmdk_edit_begin(const struct image *img, const char *why, struct vmdk_edit *d)
 {
-    *d = (struct vmdk_edit){.new_len = img->u.vmdk.text.text_len, .safe = true, .why = why};
+    *d = (struct vmdk_edit){.new_len = img->u.vmdk.text->text_len, .safe = true, .why = why};
 }
 
 void vmdk_edit_put(struct vmdk_edit *d, u32 off, u32 old_len, const char *text, u32 len)
@@ -28,7 +28,7 @@ void vmdk_edit_put(struct vmdk_edit *d, u32 off, u32 old_len, const char *text, 
         d->part[1] = d->part[0];
         k = 0;
     }
-    d->part[k] = (struct vmdk_part){off, old_len, len, text};
+    d->part[k] = (struct vmdk_edit_part){off, old_len, len, text};
     d->new_len += len - old_len;
     d->shifts |= len != old_len;
 }
@@ -36,7 +36,7 @@ void vmdk_edit_put(struct vmdk_edit *d, u32 off, u32 old_len, const char *text, 
 int vmdk_edit_end(const struct image *img, struct vmdk_edit *d, struct err *e)
 {
     const struct vmdk *v = &img->u.vmdk;
-    u32 old_len = v->text.text_len;
+    u32 old_len = v->text->text_len;
     if (!d->cnt)
         return 0;
     if (d->new_len > v->descriptor_size)
@@ -70,12 +70,12 @@ static void change(struct vmdk_edit *d, const struct vmdk_number *n, u64 val)
 
 int vmdk_edit_init(const struct image *img, u64 capacity, struct vmdk_edit *d, struct err *e)
 {
-    const struct vmdk_descriptor *t = &img->u.vmdk.text;
+    const struct vmdk_descriptor *t = img->u.vmdk.text;
     u64 track;
     vmdk_edit_begin(img, "the new size in the descriptor, which the header rules over", d);
-    if (t->sectors.val == capacity)
+    if (t->line[0].sectors.val == capacity)
         return 0;
-    change(d, &t->sectors, capacity);
+    change(d, &t->line[0].sectors, capacity);
     if (mul_fits(t->heads.val, t->track.val, &track) && track) {
         u64 cylinders = capacity / track;
         bool capped = t->cylinders.val == CYLINDERS_CAP && cylinders > CYLINDERS_CAP;
@@ -93,7 +93,7 @@ static int emit_apart(const struct image *img, const struct vmdk_edit *d, struct
     int rc = 0;
     for (int line = 0; !rc && line < 2; line++)
         for (unsigned i = 0; !rc && i < d->cnt; i++) {
-            if ((d->part[i].off == v->text.sectors.off) != line)
+            if ((d->part[i].off == v->text->line[0].sectors.off) != line)
                 continue;
             rc = plan_write(s, v->descriptor_offset + d->part[i].off, d->part[i].text,
                             d->part[i].len, d->why, e);
@@ -108,7 +108,7 @@ int vmdk_edit_emit(const struct image *img, const struct vmdk_edit *d, const str
 {
     const struct vmdk *v = &img->u.vmdk;
     u8 *old = a->work, *new = old + VMDK_PIECE;
-    u32 from = d->part[0].off, at = from, n = 0, len = v->text.text_len;
+    u32 from = d->part[0].off, at = from, n = 0, len = v->text->text_len;
     int rc = 0;
     if (!d->cnt)
         return 0;

@@ -49,9 +49,13 @@ static void opens_and_maps(void)
         CHECK_EQ_U64(img.size, p->size);
         CHECK_EQ_U64(img.unit, 512 * (p->grain ? p->grain : 128));
         CHECK_EQ_U64(img.u.vmdk.entries, made.entries);
-        CHECK_EQ_U64(img.u.vmdk.text.cid, 0x12345678);
-        CHECK_EQ_U64(img.u.vmdk.text.sectors.val, p->size / 512);
-        CHECK_STR(img.u.vmdk.text.extent_name, "a b.vmdk");
+        CHECK_EQ_U64(img.u.vmdk.text->cid, 0x12345678);
+        CHECK_EQ_U64(img.u.vmdk.text->line[0].sectors.val, p->size / 512);
+        struct image_part part;
+        bool more;
+        CHECK(!vmdk_format.part(&img, 0, &part, &more, &e) && more && part.len == p->size);
+        CHECK(part.name_len == 8 && !memcmp(part.name, "a b.vmdk", 8) && part.unit == img.unit);
+        CHECK(!vmdk_format.part(&img, 1, &part, &more, &e) && !more);
         u8 *all = malloc(p->size);
         CHECK(!chain_read(&img, 0, all, p->size, &e));
         CHECK_EQ_U64(vmdk_judge_plain(all, p->size), v.hash);
@@ -107,8 +111,7 @@ static void facts_say(void)
     CHECK(fact(&f, "cid")->number == 0x12345678 && fact(&f, "parent cid")->number == 0x87654321);
     CHECK_STR(fact(&f, "create type")->text, "monolithicSparse");
     CHECK_STR(fact(&f, "parent file name hint")->text, "parent.vmdk");
-    CHECK_STR(fact(&f, "extent type")->text, "SPARSE");
-    CHECK(fact(&f, "extents")->number == 1 && fact(&f, "grain size")->number == 65536);
+    CHECK(fact(&f, "grain size")->number == 65536);
     CHECK(!f.dirty && f.backing_len == 11);
     CHECK_STR(f.backing, "parent.vmdk");
     CHECK_STR(f.backing_format, "vmdk");
@@ -129,13 +132,12 @@ static void other_kinds(void)
     static const struct {
         const char *text, *name;
     } kind[] = {
-        {"# Disk DescriptorFile\nversion=1\nCID=1\ncreateType=\"monolithicFlat\"\n",
-         "monolithicFlat"},
-        {"# c\r\n\r\n  version = 3\r\ncreateType=\"twoGbMaxExtentSparse\"\r\n",
-         "twoGbMaxExtentSparse"},
-        {"version=2\ncreateType=\"vmfs\"\nRW 99 VMFS \"x-flat.vmdk\"\n", "vmfs"},
+        {"# Disk DescriptorFile\nversion=1\nCID=1\ncreateType=\"fullDevice\"\n", "fullDevice"},
+        {"# c\r\n\r\n  version = 3\r\ncreateType=\"partitionedDevice\"\r\n",
+         "partitionedDevice"},
+        {"version=2\ncreateType=\"vmfsRaw\"\nRW 99 VMFSRAW \"x-flat.vmdk\"\n", "vmfsRaw"},
         {"version=1\n", "(none)"},
-        {"COWD\1\0\0\0", "vmfsSparse (COWD)"},
+        {"COWD\1\0\0\0", "vmfsSparse (COWD), without its descriptor"},
         {"\xbe\xba\xfe\xca", "seSparse"},
     };
     for (unsigned i = 0; i < sizeof kind / sizeof kind[0]; i++) {

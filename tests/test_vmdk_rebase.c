@@ -69,7 +69,7 @@ static struct image *parent(u32 cid)
 {
     static struct image img;
     img = (struct image){.format = &vmdk_format};
-    img.u.vmdk.text.cid = cid;
+    img.u.vmdk.text->cid = cid;
     return &img;
 }
 

@@ -17,7 +17,8 @@ struct piece {
 struct judge {
     const struct blk_mem *m;
     struct vmdk_verdict *v;
-    u64 upto, zero_from, zero_to;
+    u64 first, upto, zero_from, zero_to;
+    bool extent;
     u64 grain, gtes, gd, rgd, flags;
     struct piece *pieces;
     size_t cnt, cap;
@@ -91,22 +92,57 @@ static u64 mix_bytes(u64 h, const void *data, size_t n)
     return h;
 }
 
-static void grain_data(struct judge *j, u64 idx, u64 off)
+/* The sector at `off` of the file is the one at `voff` of the disk. */
+static void sector_data(struct judge *j, u64 voff, u64 off)
 {
     static const u8 none[512];
     u8 p[512];
-    for (u64 s = 0; s < j->grain; s += 512) {
-        u64 voff = idx * j->grain + s;
-        if (blk_mem_hole(j->m, off + s, 512))
-            continue;
-        blk_mem_get(j->m, off + s, p, 512);
-        if (memcmp(p, none, 512) == 0)
-            continue;
-        if (voff < j->upto)
-            j->v->hash = mix(j->v->hash, voff, p);
-        if (voff >= j->zero_from && voff < j->zero_to && voff < j->v->size)
-            j->v->zero = false;
-    }
+    if (voff - j->first >= j->v->size || blk_mem_hole(j->m, off, 512))
+        return;
+    blk_mem_get(j->m, off, p, 512);
+    if (memcmp(p, none, 512) == 0)
+        return;
+    if (voff < j->upto)
+        j->v->hash = mix(j->v->hash, voff, p);
+    if (voff >= j->zero_from && voff < j->zero_to)
+        j->v->zero = false;
+}
+
+static void grain_data(struct judge *j, u64 idx, u64 off)
+{
+    for (u64 s = 0; s < j->grain; s += 512)
+        sector_data(j, j->first + idx * j->grain + s, off + s);
+}
+
+static int by_value(const void *a, const void *b)
+{
+    const u64 *x = a, *y = b;
+    return *x < *y ? -1 : *x > *y;
+}
+
+/* Whatever was ever written is in some page of the disk, or of one below it. */
+void vmdk_judge_flat(const struct blk_mem *m, u64 off, u64 len, u64 first, u64 upto, u64 zero_from,
+                     u64 zero_to, struct vmdk_verdict *v)
+{
+    struct judge j = {m, v, first, upto, zero_from, zero_to, .grain = 512};
+    size_t cnt = 0, cap = 0;
+    u64 *page = NULL;
+    for (const struct blk_mem *b = m; b; b = b->base)
+        for (size_t i = 0; i < b->slots_cnt; i++) {
+            if (!b->slots[i].page)
+                continue;
+            if (cnt == cap)
+                page = realloc(page, (cap = cap * 2 + 64) * sizeof(*page));
+            page[cnt++] = b->slots[i].page - 1;
+        }
+    if (cnt)
+        qsort(page, cnt, sizeof(*page), by_value);
+    v->size = len;
+    for (size_t i = 0; i < cnt; i++)
+        for (u64 at = page[i] * MEM_PAGE; at < (page[i] + 1) * MEM_PAGE; at += 512)
+            if ((i == 0 || page[i] != page[i - 1]) && at >= off && at < off + len)
+                sector_data(&j, first + at - off, at);
+    free(page);
 }
 
 /* Both copies of one table. */
@@ -200,10 +236,11 @@ static void descriptor(struct judge *j, u64 off, u64 slot)
     free(text);
 }
 
-void vmdk_judge_mem(const struct blk_mem *m, u64 upto, u64 zero_from, u64 zero_to,
-                    struct vmdk_verdict *v)
+static void judge_file(struct judge *given)
 {
-    struct judge j = {.m = m, .v = v, .upto = upto, .zero_from = zero_from, .zero_to = zero_to};
+    struct judge j = *given;
+    const struct blk_mem *m = j.m;
+    struct vmdk_verdict *v = j.v;
     u8 h[512];
     *v = (struct vmdk_verdict){.zero = true};
     blk_mem_get(m, 0, h, 512);
@@ -226,11 +263,25 @@ void vmdk_judge_mem(const struct blk_mem *m, u64 upto, u64 zero_from, u64 zero_t
     }
     v->entries = (v->size / 512 + j.grain / 512 * j.gtes - 1) / (j.grain / 512 * j.gtes);
     add(&j, 0, 512, "the header");
-    add(&j, get(h + 28, 8) * 512, get(h + 36, 8) * 512, "the descriptor");
-    descriptor(&j, get(h + 28, 8) * 512, get(h + 36, 8) * 512);
+    if (!j.extent || get(h + 36, 8))
+        add(&j, get(h + 28, 8) * 512, get(h + 36, 8) * 512, "the descriptor");
+    if (!j.extent)
+        descriptor(&j, get(h + 28, 8) * 512, get(h + 36, 8) * 512);
     directories(&j);
     overlaps(&j);
     free(j.pieces);
+}
+
+void vmdk_judge_mem(const struct blk_mem *m, u64 upto, u64 zero_from, u64 zero_to,
+                    struct vmdk_verdict *v)
+{
+    judge_file(&(struct judge){m, v, 0, upto, zero_from, zero_to, .extent = false});
+}
+
+void vmdk_judge_extent(const struct blk_mem *m, u64 first, u64 upto, u64 zero_from, u64 zero_to,
+                       struct vmdk_verdict *v)
+{
+    judge_file(&(struct judge){m, v, first, upto, zero_from, zero_to, .extent = true});
 }
 
 u64 vmdk_judge_plain(const u8 *p, u64 len)

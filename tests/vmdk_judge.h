@@ -30,6 +30,13 @@ struct vmdk_verdict {
     char first[160];
 };
 
+/* An extent of a split image, which begins at byte `first` of the disk: it has no descriptor. upto
+ * and the others count in the disk. */
+void vmdk_judge_extent(const struct blk_mem *m, u64 first, u64 upto, u64 zero_from, u64 zero_to,
+                       struct vmdk_verdict *v);
+/* What a flat extent's bytes from `off` on, `len` of them, add to such a verdict. */
+void vmdk_judge_flat(const struct blk_mem *m, u64 off, u64 len, u64 first, u64 upto, u64 zero_from,
+                     u64 zero_to, struct vmdk_verdict *v);
 void vmdk_judge_mem(const struct blk_mem *m, u64 upto, u64 zero_from, u64 zero_to,
                     struct vmdk_verdict *v);
 /* The hash that a disk of these bytes has. */

@@ -66,6 +66,8 @@ static void text(struct making *k)
     const char *nl = p->crlf ? "\r\n" : "\n";
     u64 slot = (p->slot ? p->slot : 20) * 512ull, len = 0;
     memset(buf, 0, sizeof(buf));
+    if (p->extent)
+        return;
     len += (u64)sprintf(buf, "# Disk DescriptorFile%s", nl);
     if (p->pad)
         len += (u64)sprintf(buf + len, "#%*s%s", (int)p->pad, "x", nl);
@@ -113,7 +115,7 @@ static void grain(struct making *k, u64 idx)
             if (p->stale_rest || idx >= k->grains)
                 stale(k->m, k->at + s * 512, 512);
         } else if (s < cnt / 2 || s >= n - (cnt + 1) / 2) {
-            content(k, voff, k->at + s * 512);
+            content(k, p->first + voff, k->at + s * 512);
         }
     }
     k->at += k->grain;

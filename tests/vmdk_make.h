@@ -32,6 +32,8 @@ struct vmdk_make {
     bool crlf, no_ddb;
     bool full; /* the descriptor's text fills its slot; no NUL ends it */
     bool child;
+    bool extent;   /* no descriptor: one of the extents of a split image, */
+    u64 first;     /* which begins at this byte of the disk */
     u64 seed; /* 0: 1 */
 };
 

@@ -43,6 +43,7 @@ static int run_over(struct blk *b, struct image *parent, u64 new_size,
     struct plan_host h = {.need = need, .undo = undo, .mem = copy_mem, .mem_len = sizeof(copy_mem)};
     struct resize_args a = {.new_size = new_size,
                             .preallocation = preallocation,
+                            .may_shorten = true,
                             .work = work,
                             .work_len = sizeof(work)};
     promised = 0;
