@@ -187,6 +187,8 @@ static void show_rebase(struct json *j, const instar_RebaseResult *r)
     if (r->more)
         json_flag(j, "more", true);
     show_lengths(j, r->files_after, r->files_after_count);
+    if (*r->warning)
+        json_text(j, "warning", r->warning);
     if (r->rebuilt)
         json_flag(j, "rebuilt", true);
     if (r->eventual_file_size)

@@ -32,12 +32,12 @@ void print_rebuilt(void)
     fputs("Rebuilding refcount structure\n", stderr);
 }
 
-static void say_warning(const instar_ResizeResult *r)
+void print_warning(const char *warning)
 {
-    if (!*r->warning)
+    if (!*warning)
         return;
     fputs("instar-launch: warning: ", stderr);
-    text_safe(stderr, r->warning, strlen(r->warning), TEXT_ONE_LINE);
+    text_safe(stderr, warning, strlen(warning), TEXT_ONE_LINE);
     fputc('\n', stderr);
 }
 
@@ -46,7 +46,7 @@ void print_resize(struct job *job, const struct disk *d, const instar_Outcome *o
     if (out->result.resize.rebuilt)
         print_rebuilt();
     if (!job->quiet)
-        say_warning(&out->result.resize);
+        print_warning(out->result.resize.warning);
     if (job->request.dry_run)
         plan_print(job, d, out);
     else if (!job->quiet)

@@ -18,6 +18,8 @@ void json_noop(struct job *, const struct disk *, const instar_Outcome *);
 
 /* What qemu-img says when it opens an image whose refcounts have to be rebuilt. */
 void print_rebuilt(void);
+/* The guest's warning, if it has one. */
+void print_warning(const char *warning);
 
 /* A fact as a member; a key of the human layout is one of JSON with its spaces made hyphens. */
 void print_json_fact(struct json *j, const instar_Fact *f);

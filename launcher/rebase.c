@@ -126,6 +126,8 @@ void rebase_print(struct job *job, const struct disk *d, const instar_Outcome *o
     if (r->rebuilt)
         print_rebuilt();
     rebase_progress(job, 1, 1);
+    if (!job->quiet)
+        print_warning(r->warning);
     if (job->rebase.check_only) {
         printf("%llu clusters would be copied (%llu bytes). Nothing was written.\n",
                (unsigned long long)r->clusters_copied, (unsigned long long)r->bytes_copied);
@@ -158,5 +160,7 @@ void rebase_json(struct job *job, const struct disk *d, const instar_Outcome *ou
         json_flag(j, "check_only", true);
     if (r->rebuilt)
         json_flag(j, "refcounts_rebuilt", true);
+    if (*r->warning)
+        json_text(j, "warning", r->warning);
     json_close(j, '}');
 }

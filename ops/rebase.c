@@ -12,6 +12,19 @@ static void put_text(char *to, const char *from)
     memcpy(to, from, strlen(from) + 1);
 }
 
+/* A snapshot has no reference of its own: what it does not hold, it shows of the image's. */
+static int warn_of_snapshots(struct image *img, instar_RebaseResult *r, struct err *e)
+{
+    static struct facts f;
+    memset(&f, 0, sizeof f);
+    int rc = img->format->facts(img, &f, e);
+    for (unsigned i = 0; !rc && i < f.cnt; i++)
+        if (strlen(f.fact[i].key) == 9 && !memcmp(f.fact[i].key, "snapshots", 9))
+            put_text(r->warning, "The image's internal snapshots stand on the same backing file as "
+                                 "the image, and may show other data now.");
+    return rc;
+}
+
 /* Asks for what is missing of both chains. */
 static int open_chains(struct images *all, const instar_RebaseRequest *req, instar_Outcome *out,
                        struct err *e)
@@ -49,7 +62,7 @@ static int rebase(struct op *op, struct images *all, struct planhost *host, void
     put_text(r->overlay_format, img->format->name);
     r->probed = img->probed;
     int rc = open_chains(all, req, out, e);
-    if (rc || images_wait(out))
+    if (rc || images_wait(out) || (rc = warn_of_snapshots(img, r, e)))
         return rc;
     if (img->file[0]->device)
         plan_on_device(img);

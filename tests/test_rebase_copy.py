@@ -269,6 +269,28 @@ def test_a_plan_is_shown(tmp_path):
     assert "COMMIT: what the image stands on" in p.stdout and sha256(path) == digest
 
 
+def test_snapshots(accel, tmp_path):
+    """Tables and clusters that they share are not written to; that what they do not hold is the new
+    base's from now on, as with qemu-img, is said."""
+    image(tmp_path / "old", "qcow2", "8M", "write -P 1 0 8M")
+    path = overlay(tmp_path / "top", "old")
+    qemu_io(path, "write -P 3 0 1M")
+    qemu_img("snapshot", "-c", "one", path)
+    qemu_io(path, "write -P 4 512k 1M")
+    image(tmp_path / "new", "raw", "8M", "write -P 1 7M 1M")
+    before = flatten(path, tmp_path / "before.qcow2")
+    p = launch("rebase", "-b", "new", "-F", "raw", path, accel=accel)
+    assert p.returncode == 0 and p.stderr.startswith("instar-launch: warning: The image's internal "
+                                                     "snapshots"), p
+    assert same_content(before, path) and check_status(path) == 0
+    answer = json.loads(launch("rebase", "--output=json", "-u", "-b", "./new", "-F", "raw",
+                               path).stdout)
+    assert "snapshots" in answer["warning"]
+    assert launch("rebase", "-q", "-b", "new", "-F", "raw", path).stderr == ""
+    qemu_img("snapshot", "-a", "one", path)
+    qemu_io(path, "read -P 3 0 1M", "read -P 0 1M 6M", "read -P 1 7M 1M")
+
+
 # ---- what goes wrong ----
 
 
