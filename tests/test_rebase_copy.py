@@ -382,3 +382,55 @@ def test_random(accel, tmp_path, number):
     path = overlay(tmp_path / "top", old, old_fmt, size, *kind)
     qemu_io(path, *random_writes(seed, size, seed.randrange(0, 5)))
     rebase(path, new, new_fmt, accel=accel)
+
+
+# ---- VMDK, which qemu-img does not rebase ----
+
+
+def vmdk_overlay(path, name):
+    qemu_img("create", "-q", "-f", "vmdk", "-b", name, "-F", "vmdk", path)
+    return path
+
+
+def same_vmdk(before, path):
+    return qemu_img("compare", "-f", "raw", "-F", "vmdk", before, path, check=False).returncode == 0
+
+
+def test_vmdk(accel, tmp_path):
+    image(tmp_path / "old.vmdk", "vmdk", "8M", "write -P 1 0 3M", "write -P 5 4M 1M")
+    image(tmp_path / "new.vmdk", "vmdk", "8M", "write -P 5 4M 1M", "write -P 9 6M 1M")
+    path = vmdk_overlay(tmp_path / "top.vmdk", "old.vmdk")
+    qemu_io(path, "write -P 3 1M 100k", fmt="vmdk")
+    before = tmp_path / "before.raw"
+    qemu_img("convert", "-f", "vmdk", "-O", "raw", path, before)
+    words = ("-b", "new.vmdk", "-F", "vmdk", path)
+    looked = json.loads(launch("rebase", "--check-only", "--output=json", *words).stdout)
+    result = json.loads(launch("rebase", "--output=json", *words, accel=accel).stdout)
+    assert result["overlay_format"] == "vmdk" and result["clusters_copied"] == 48 + 16 - 2
+    assert looked["clusters_copied"] == result["clusters_copied"]
+    assert same_vmdk(before, path)
+    assert qemu_img("check", "-f", "vmdk", path).returncode == 0
+    assert info(path)["backing-filename"] == "new.vmdk"
+    p = launch("rebase", "-b", "", path, accel=accel)
+    assert (p.returncode, p.stdout, p.stderr) == (0, "", "")
+    assert same_vmdk(before, path) and "backing-filename" not in info(path)
+
+
+def test_vmdk_unsafe(accel, tmp_path):
+    """The new parent's CID is stored; qemu reads nothing of a parent that has another."""
+    for name, byte in (("old.vmdk", 1), ("new.vmdk", 2)):
+        image(tmp_path / name, "vmdk", "8M", f"write -P {byte} 0 8M")
+    path = vmdk_overlay(tmp_path / "top.vmdk", "old.vmdk")
+    p = launch("rebase", "-u", "-b", "./new.vmdk", "-F", "vmdk", path, accel=accel)
+    assert (p.returncode, p.stdout, p.stderr) == (0, "", "")
+    assert info(path)["backing-filename"] == "./new.vmdk"
+    qemu_io(path, "read -P 2 0 8M", fmt="vmdk")
+    digest = sha256(path)
+    for name, code, words in (("n" * 1024, "BACKING_PATH_TOO_LONG", "Invalid argument"),
+                              ('a"b', "INVALID_OPTION", "quote"), ("a\nb", "INVALID_OPTION", "")):
+        p = launch("rebase", "-u", "--output=json", "-b", name, "-F", "vmdk", path)
+        assert json.loads(p.stdout)["code"] == code and words in p.stdout and p.returncode == 1
+    assert sha256(path) == digest
+    assert launch("rebase", "-u", "-b", "", path, accel=accel).returncode == 0
+    assert "backing-filename" not in info(path)
+    qemu_io(path, "read -P 0 0 8M", fmt="vmdk")
