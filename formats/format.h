@@ -54,6 +54,7 @@ struct facts {
     char data_file[1024]; /* the external data file's name, likewise */
     u32 data_file_len;
     bool has_data_file; /* its guest data is in another file, named or not */
+    bool parent_lost; /* what it does not hold is a parent's, which this program cannot read */
     unsigned cnt;
     struct fact fact[FACTS_MAX];
 };

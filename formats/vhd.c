@@ -350,6 +350,7 @@ static int vhd_facts(struct image *img, struct facts *f, struct err *e)
     const struct vhd *v = &img->u.vhd;
     (void)e;
     f->dirty = v->disk_type != VHD_FIXED && (!v->tail_offset || v->tail_differs);
+    f->parent_lost = v->disk_type == VHD_DIFFERENCING;
     facts_text(f, "subformat", types[v->disk_type - VHD_FIXED]);
     facts_text(f, "creator", v->creator);
     facts_number(f, "current size", v->current_size);

@@ -191,6 +191,7 @@ static int vhdx_facts(struct image *img, struct facts *f, struct err *e)
 {
     struct vhdx *v = &img->u.vhdx;
     f->dirty = v->log.dirty;
+    f->parent_lost = v->has_parent;
     facts_text(f, "subformat",
                v->has_parent        ? "differencing"
                : v->leave_allocated ? "fixed"

@@ -40,13 +40,13 @@ static void expand(FILE *to, const instar_Error *error)
     }
 }
 
-/* What the read side refuses, it refuses to open; and where there is no way to write the reference
- * down, qemu-img has words for that. */
+/* What the read side refuses, it refuses to open, and so does what names a disk; where there is no
+ * way to write a reference down, qemu-img has words for that. */
 static void put_context(const instar_Error *error, const struct job *job, const struct disk *disks,
                         unsigned count, struct err *e)
 {
     bool rebase = job->request.which_op == instar_Request_rebase_tag;
-    if (strncmp(error->file, "formats/", 8) == 0) {
+    if (strncmp(error->file, "formats/", 8) == 0 || error->disk) {
         const struct disk *d = error->disk < count ? &disks[error->disk] : NULL;
         if (rebase && error->disk && error->disk == job->request.op.rebase.new_backing)
             err_prefix(e, "Could not open new backing file '%s': ", job->rebase.backing);

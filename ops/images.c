@@ -142,6 +142,11 @@ int images_follow(struct images *all, struct image *img, unsigned wanted, instar
         ask(disk, instar_Role_ROLE_DATA, f.data_file, f.data_file_len, raw, out);
         return 0;
     }
+    if ((wanted & FOLLOW_BACKING) && f.parent_lost && img != all->img && !all->lenient) {
+        out->error.disk = disk;
+        return FAIL(e, ERR_UNSUPPORTED_SUBFORMAT,
+                    "It is a differencing disk, and its parent cannot be read", 0, disk);
+    }
     if (!(wanted & FOLLOW_BACKING) || !f.backing_len || d->lost)
         return 0;
     img->backing = d->backing ? images_on(all, d->backing) : NULL;

@@ -291,6 +291,30 @@ def test_snapshots(accel, tmp_path):
     qemu_io(path, "read -P 3 0 1M", "read -P 0 1M 6M", "read -P 1 7M 1M")
 
 
+def test_a_differencing_disk(accel, tmp_path):
+    """What it does not hold is its parent's: not zeros."""
+    vhd = image(tmp_path / "child.vhd", "vpc", "4M", options=["force_size=on"])
+    for at in (0, os.path.getsize(vhd) - 512):
+        footer = bytearray(vhd.read_bytes()[at:at + 512])
+        footer[60:64] = bytes([0, 0, 0, 4])
+        footer[64:68] = bytes(4)
+        footer[64:68] = (~sum(footer) & 0xffffffff).to_bytes(4, "big")
+        with open(vhd, "r+b") as f:
+            f.seek(at)
+            f.write(footer)
+    image(tmp_path / "base", "raw", "4M", "write -P 1 0 64k")
+    top = overlay(tmp_path / "top", "base", "raw")
+    digest = sha256(top)
+    p = launch("rebase", "-b", "child.vhd", "-F", "vpc", top, accel=accel)
+    assert p.returncode == 1 and p.stderr == "instar-launch: Could not open new backing file " \
+        "'child.vhd': It is a differencing disk, and its parent cannot be read\n"
+    assert sha256(top) == digest
+    assert launch("rebase", "-u", "-b", "child.vhd", "-F", "vpc", top).returncode == 0
+    p = launch("rebase", "--output=json", "-b", "base", "-F", "raw", top)
+    answer = json.loads(p.stdout)
+    assert answer["code"] == "UNSUPPORTED_SUBFORMAT" and str(vhd) in answer["error"]
+
+
 # ---- what goes wrong ----
 
 
