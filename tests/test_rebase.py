@@ -4,6 +4,7 @@ of the test's own looks at the header (parity B, H.2 24 to 27, I).
 """
 import json
 import os
+import random
 import re
 import shutil
 import stat
@@ -256,6 +257,30 @@ def test_what_has_to_move(accel, tmp_path):
     name, fmt, others = rebase(path, "-b", "b", "-F", "host_device", accel=accel)
     assert (name, fmt) == (b"b", b"host_device") and others[-1][0] == 0x12345678
     assert os.listdir(tmp_path) == ["a.qcow2"]
+
+
+def test_kills_with_a_journal(accel, tmp_path):
+    """What a kill leaves is the old reference, the new one, or can be rolled back to the old one."""
+    path = create(tmp_path / "a.qcow2", MI)
+    add_extension(path, 0x12345678, bytes(range(200)))
+    rebase(path, "-b", "b" * 600, "-F", "raw", accel=accel)
+    seed = random.Random(20240608)
+    for _ in range(20):
+        old = reference(path)
+        name, fmt = (b"c" * 600, b"host_device") if old[1] == b"raw" else (b"b" * 600, b"raw")
+        p = subprocess.Popen([LAUNCH, "rebase", f"--accel={accel}", "-u", "-b", name, "-F", fmt, path])
+        time.sleep(0.02 + seed.random() * 0.12)
+        p.kill()
+        p.wait(timeout=TIMEOUT)
+        end = time.monotonic() + 10
+        while (r := launch("recover", path)).returncode and "lock" in r.stderr:
+            assert time.monotonic() < end, r
+            time.sleep(0.02)
+        assert r.returncode == 0, r
+        now = reference(path)
+        assert now in (old, (name, fmt, old[2]))
+        assert os.listdir(tmp_path) == ["a.qcow2"]
+    rebase(path, "-b", "", accel=accel)
 
 
 # ---- names ----
