@@ -63,7 +63,7 @@ static int grow(struct image *img, const struct resize_args *a, u64 to,
                 struct err *e)
 {
     struct vmdk_grow g;
-    int rc = vmdk_grow_prepare(img, a, to, &g, s, e);
+    int rc = vmdk_grow_prepare(img, a, to, state->again, &g, s, e);
     if (rc)
         return rc;
     state->v[V_GD] = g.dir[0];
@@ -84,7 +84,7 @@ static int shrink(struct image *img, const struct resize_args *a, u64 to,
                   struct err *e)
 {
     struct vmdk_survey found;
-    int rc = to == img->size ? vmdk_survey_end(img, a, &found, e) : vmdk_survey(img, a, &found, e);
+    int rc = vmdk_survey_once(img, a, to != img->size, state->again, &found, e);
     if (rc)
         return rc;
     if (to == img->size && !text->cnt && !found.stale)
@@ -136,7 +136,8 @@ int vmdk_resize(struct image *img, const struct resize_args *a, struct plan_stat
     case CLEAN:
         break;
     }
-    return vmdk_shrink_clean(img, a, state->v[V_ENTRIES], state->v[V_GRAINS], s, e);
+    return vmdk_shrink_clean(img, a, state->v[V_ENTRIES], state->v[V_GRAINS],
+                             state->again, s, e);
 }
 
 const struct planner vmdk_planner = {.format = &vmdk_format,

@@ -124,7 +124,7 @@ static int check_size(const struct grow *g, struct err *e)
     return 0;
 }
 
-int vmdk_grow_prepare(struct image *img, const struct resize_args *a, u64 new_size,
+int vmdk_grow_prepare(struct image *img, const struct resize_args *a, u64 new_size, bool again,
                       struct vmdk_grow *out, struct sink *s, struct err *e)
 {
     const struct vmdk *v = &img->u.vmdk;
@@ -134,7 +134,7 @@ int vmdk_grow_prepare(struct image *img, const struct resize_args *a, u64 new_si
     u64 last = 0;
     int rc = vmdk_child_hides(img, new_size, &g.hide, e);
     if (!rc)
-        rc = vmdk_survey_end(img, a, &found, e);
+        rc = vmdk_survey_once(img, a, false, again, &found, e);
     if (!rc && vmdk_grains(img) % v->gtes) {
         rc = vmdk_table(img, v->gd_offset, v->entries - 1, &last, e);
         g.absent = !last;

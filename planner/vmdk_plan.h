@@ -12,7 +12,8 @@
 enum {
     VMDK_PIECE = 1 << 20, /* bytes; what the walk and the edit take of resize_args.work: two */
     VMDK_RUN = 128 << 10, /* of tables that are read at once: memory costs where it is touched */
-    VMDK_LOOK = 8 << 20,
+    VMDK_LOOK = 4 << 20,
+    VMDK_KEPT = 64,
 };
 
 /* ---- the walk ---- */
@@ -58,6 +59,10 @@ int vmdk_survey_torn(struct image *img, const struct resize_args *a, struct vmdk
  * change, in the last table or grain, have to be cleared. */
 int vmdk_survey_end(struct image *img, const struct resize_args *a, struct vmdk_survey *v,
                     struct err *e);
+/* One of the two, in the first pass of an epoch; in the second what the first one found, which the
+ * last VMDK_KEPT bytes of resize_args.work remember. */
+int vmdk_survey_once(struct image *img, const struct resize_args *a, bool all, bool again,
+                     struct vmdk_survey *v, struct err *e);
 /* Zeros entries from `first` on in both copies of a table, if one of them is not zero. */
 int vmdk_clear_entries(struct image *img, const struct vmdk_run *r, u64 i, u64 first,
                        struct sink *s, struct err *e);
@@ -131,8 +136,9 @@ struct vmdk_grow {
  * tables exist at once: on a directory's entry that is 0, qemu's next write destroys the image. */
 struct vmdk_grow vmdk_grow_query(const struct vmdk_grow_in *in);
 
-/* All that precedes the descriptor, and its barrier; *g says where the directories are then. */
-int vmdk_grow_prepare(struct image *img, const struct resize_args *a, u64 new_size,
+/* All that precedes the descriptor, and its barrier; *g says where the directories are then.
+ * again: see plan_state. */
+int vmdk_grow_prepare(struct image *img, const struct resize_args *a, u64 new_size, bool again,
                       struct vmdk_grow *g, struct sink *s, struct err *e);
 /* A grow to new_size: which grains must be zeroed ones, so that a parent's data is not seen: from
  * the first past the disk's old end up to *grains, exclusively; 0: none.
@@ -147,7 +153,7 @@ int vmdk_grow_new(struct image *like, const struct resize_args *a, u64 sectors, 
                   struct err *e);
 /* After a shrink's commit: what the disk had before is dropped. old: its entries, its grains. */
 int vmdk_shrink_clean(struct image *img, const struct resize_args *a, u64 old_entries,
-                      u64 old_grains, struct sink *s, struct err *e);
+                      u64 old_grains, bool again, struct sink *s, struct err *e);
 
 /* ---- images of several files ---- */
 

@@ -68,14 +68,14 @@ static int clear_directories(struct image *img, u64 old, struct sink *s, struct 
 }
 
 int vmdk_shrink_clean(struct image *img, const struct resize_args *a, u64 old_entries,
-                      u64 old_grains, struct sink *s, struct err *e)
+                      u64 old_grains, bool again, struct sink *s, struct err *e)
 {
     const struct vmdk *v = &img->u.vmdk;
     struct clean c = {.img = img, .s = s, .keep = vmdk_grains(img), .old = old_grains};
     struct vmdk_survey found;
     struct vmdk_run r = {.idx = v->entries - 1};
     bool more = true;
-    int rc = vmdk_survey(img, a, &found, e);
+    int rc = vmdk_survey_once(img, a, true, again, &found, e);
     while (!rc && !(rc = vmdk_run_next(img, a, old_entries, &r, &more, e)) && more)
         for (u64 i = 0; !rc && r.off[0] && i < r.cnt; i++)
             rc = drop_table(&c, &r, i, e);

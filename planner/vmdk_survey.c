@@ -136,7 +136,7 @@ static int survey_from(struct image *img, const struct resize_args *a, u64 from,
     assert(a->work_len > 3 * VMDK_PIECE);
     *v = (struct vmdk_survey){0};
     s.bits = (u64 *)((u8 *)a->work + 2 * VMDK_PIECE);
-    s.cap = min_u64(round_up(total, 64), (a->work_len - 2 * VMDK_PIECE) / 8 * 64);
+    s.cap = min_u64(round_up(total, 64), (a->work_len - 2 * VMDK_PIECE - VMDK_KEPT) / 8 * 64);
     for (; !rc && s.first < total; s.first += s.cap)
         rc = survey_window(&s, e);
     return rc;
@@ -164,6 +164,20 @@ int vmdk_survey_end(struct image *img, const struct resize_args *a, struct vmdk_
     if (!rc && (v->stale || img->size % img->unit))
         return survey_from(img, a, 0, false, v, e);
     v->used_end = max_u64(v->used_end, img->file[0]->size + img->unit);
+    return rc;
+}
+
+int vmdk_survey_once(struct image *img, const struct resize_args *a, bool all, bool again,
+                     struct vmdk_survey *v, struct err *e)
+{
+    struct vmdk_survey *kept = (void *)((u8 *)a->work + a->work_len - VMDK_KEPT);
+    int rc = 0;
+    assert(sizeof *kept <= VMDK_KEPT);
+    if (!again) {
+        rc = all ? vmdk_survey(img, a, v, e) : vmdk_survey_end(img, a, v, e);
+        *kept = *v;
+    }
+    *v = *kept;
     return rc;
 }
 
