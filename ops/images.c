@@ -56,6 +56,34 @@ static int add_image(struct images *all, struct blk *b, const char *format, stru
     return 0;
 }
 
+/* Nor may an extent that is about to be written be an image by itself: a flat one is plain data,
+ * and one with a header has no descriptor, by which the format tells what cannot be opened alone.
+ */
+static int check_extents(struct images *all, struct image *img, struct err *e)
+{
+    static struct image_part part;
+    u8 *mem = all->mem + (size_t)all->cnt * IMAGE_MEM;
+    for (u8 i = 0; i < img->parts; i++) {
+        struct image alone;
+        struct err why = {0};
+        bool more;
+        int rc = img->format->part(img, i, &part, &more, e);
+        if (rc)
+            return rc;
+        rc = image_open(&alone, img->file[1 + i], NULL, mem, &why);
+        bool good = part.unit ? rc == ERR_UNSUPPORTED_SUBFORMAT && alone.format == img->format
+                              : !rc && alone.format == &raw_format;
+        if (!good) {
+            rc = FAIL(e, ERR_POLICY_REFUSED,
+                      "Extent {off}, '{name}', is an image of its own, and is not written to",
+                      i + 1u, 0);
+            err_name(e, part.name, part.name_len);
+            return rc;
+        }
+    }
+    return 0;
+}
+
 /* An extent, or a new file that may become one. */
 static int add_extent(struct images *all, struct blk *b, const instar_Disk *d, struct err *e)
 {
@@ -65,7 +93,12 @@ static int add_extent(struct images *all, struct blk *b, const instar_Disk *d, s
     bool lacked = image_lacks(img);
     img->file_name[img->files] = d->name[0] ? d->name : NULL;
     img->file[img->files++] = b;
-    return lacked && !image_lacks(img) ? image_reopen(img, e) : 0;
+    if (!lacked || image_lacks(img))
+        return 0;
+    int rc = image_reopen(img, e);
+    bool written =
+        !d->of && all->request->which_op == instar_Request_resize_tag && img->format->part && !rc;
+    return written ? check_extents(all, img, e) : rc;
 }
 
 int images_open(struct images *all, struct op *op, instar_Outcome *out, struct err *e)
@@ -108,8 +141,7 @@ int images_parts(struct images *all, struct image *img, instar_Outcome *out, str
     if (!image_lacks(img))
         return 0;
     *need = (instar_NeedExtents){
-        .slot = disk,
-        .writable = disk == 0 && all->request->which_op == instar_Request_resize_tag};
+        .slot = disk, .writable = disk == 0 && all->request->which_op == instar_Request_resize_tag};
     for (unsigned i = 0; i < img->parts; i++) {
         bool more;
         int rc = img->format->part(img, i, &part, &more, e);

@@ -475,6 +475,19 @@ def test_harmless_oddities(tmp_path):
             fmt="vmdk")
 
 
+@pytest.mark.parametrize("kind,other,code", [
+    (FLAT, "qcow2", "POLICY_REFUSED"), (FLAT, "vmdk", "POLICY_REFUSED"),
+    (SPARSE, "vmdk", "POLICY_REFUSED"), (SPARSE, "qcow2", "OVERLAY_CORRUPT")])
+def test_a_neighbours_image(tmp_path, kind, other, code):
+    """A hostile descriptor names another image in its directory: it is not written to."""
+    path = create(tmp_path / "a.vmdk", kind, 20 * MI)
+    qemu_img("create", "-q", "-f", other, tmp_path / "b", "40M")
+    os.truncate(tmp_path / "b", 20 * MI)
+    edit(path, lines_of(path)[0][2].encode(), b"b")
+    for args in (["30M"], ["--shrink", "10M"], ["--dry-run", "30M"]):
+        refused(path, code, *args[:-1], path, args[-1])
+
+
 def test_truncated_extent(tmp_path):
     path = create(tmp_path / "a.vmdk", SPARSE, 20 * MI)
     qemu_io(path, "write -P 1 0 4M", fmt="vmdk")
