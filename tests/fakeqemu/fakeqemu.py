@@ -333,6 +333,32 @@ def needs(f):
         globals()[os.environ.get("FAKE_THEN", "ok")](f)
 
 
+def extents(f):
+    """Asks for what $FAKE_EXTENTS says of so many disks; of others it is the mode $FAKE_THEN."""
+    need = json.loads(os.environ["FAKE_EXTENTS"]).get(str(len(f.request.disks)))
+    if not need:
+        return globals()[os.environ.get("FAKE_THEN", "ok")](f)
+    need["names"] = [n.encode() for n in need.get("names", [])]
+    f.send(outcome=f.pb.Outcome(need_extents=f.pb.NeedExtents(**need)))
+
+
+def drops(f):
+    f.done(**json.loads(os.environ["FAKE_DROPS"]))
+
+
+def writes_extents(f):
+    """All disks get a sector more, and a word in it; the image is written if $FAKE_TEXT is set."""
+    disks = f.request.disks
+    f.need(1, *[(i, d.length + 512) for i, d in enumerate(disks) if i])
+    f.granted()
+    for i, d in enumerate(disks):
+        if i or "FAKE_TEXT" in os.environ:
+            os.pwrite(f.disks[i], b"word", d.length if i else 0)
+    if os.environ.get("FAKE_END") == "dies":
+        sys.exit(3)
+    f.done(files_after=[f.file_length(i, d.length + 512) for i, d in enumerate(disks) if i])
+
+
 def shares(f):
     """Both chains of a rebase come to the same file, which stands on one more."""
     disks = f.request.disks
