@@ -11,7 +11,10 @@
 struct vmdk_grow vmdk_grow_query(const struct vmdk_grow_in *in)
 {
     u64 room = vmdk_directory_span(in->entries) / 4, at = round_up(in->end, in->grain);
-    struct vmdk_grow g = {.action = in->want > room ? VMDK_GD_GROW_RELOCATE : VMDK_METADATA_ONLY};
+    /* an entry that the old header shows cannot change in two directories at once */
+    bool shown = in->have < in->entries && in->redundant;
+    struct vmdk_grow g = {.action = in->want > room || shown ? VMDK_GD_GROW_RELOCATE
+                                                             : VMDK_METADATA_ONLY};
     if (in->want == in->have)
         return g;
     for (int c = in->redundant; c >= 0; c--) { /* the redundant one first, as everyone does */
