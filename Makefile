@@ -108,13 +108,15 @@ NO_LEGACY := $(foreach v,05 06 07,$(foreach f,ZBUFFv$(v)_createDCtx ZBUFFv$(v)_f
         ZBUFFv$(v)_decompressContinue ZBUFFv$(v)_decompressInitDictionary ZSTDv$(v)_createDCtx \
         ZSTDv$(v)_freeDCtx ZSTDv$(v)_decompress_usingDict ZSTDv$(v)_findFrameSizeInfoLegacy \
         ZSTDv$(v)_getFrameParams,-Wl,--defsym=$(f)=qcow2_zstd_legacy))
+# And zlib's CRC, 11 KiB with its tables, which only gzip has: formats/inflate.c asks for no gzip.
+NO_GZIP := -Wl,--defsym=crc32=inflate_gzip
 
 # Of every planner, an image holds what its operation calls: planner/members.h.
 $(B)/guest/resize.elf: LEFT_OUT := qcow2_rebase vmdk_rebase
 $(B)/guest/rebase.elf: LEFT_OUT := raw_resize qcow2_resize vhd_resize vhdx_resize vmdk_resize
 
 # build/guest/<op>.elf holds the symbols for gdb; images/<op>.elf is what boots.
-$(DECODING:%=$(B)/guest/%.elf): DECODER := $(UNPACK_O) $(NO_LEGACY) -lz -lzstd
+$(DECODING:%=$(B)/guest/%.elf): DECODER := $(UNPACK_O) $(NO_LEGACY) $(NO_GZIP) -lz -lzstd
 $(DECODING:%=$(B)/guest/%.elf): $(UNPACK_O)
 $(B)/guest/%.elf: $(B)/guest/ops/%.o $(GUEST_O) kernel/kernel.lds
 	$(CC) $(GUEST_LDFLAGS) -o $@ $(KERNEL_O) $< $(filter-out $(KERNEL_O),$(GUEST_O)) $(DECODER) $(NANOPB) $(LEFT_OUT:%=-Wl,--defsym=%=0)

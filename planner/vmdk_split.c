@@ -177,7 +177,7 @@ static int grow_sparse(struct image *img, const struct resize_args *a, const str
     vmdk_lend_part(img, img->parts - 1u, &part);
     bool longer = size > part.size;
     if (longer)
-        rc = vmdk_grow_prepare(&part, a, size, &g, &to.sink, e);
+        rc = vmdk_grow_prepare(&part, a, size, false, &g, &to.sink, e);
     for (u64 i = 0; !rc && i < l->add; i++) {
         struct part_sink fresh = sink_of(s, img->parts + 1 + i);
         if (!(rc = check_new(img, i, e)))
@@ -277,7 +277,8 @@ static int clean(struct image *img, const struct resize_args *a, const struct vm
     int rc = vmdk_rewrite_init(img, l, a, &text, e);
     if (!rc && img->u.vmdk.kind->sparse) {
         vmdk_lend_part(img, img->parts - 1u, &part);
-        rc = vmdk_shrink_clean(&part, a, state->v[V_ENTRIES], state->v[V_GRAINS], &to.sink, e);
+        rc = vmdk_shrink_clean(&part, a, state->v[V_ENTRIES], state->v[V_GRAINS], false,
+                               &to.sink, e);
         vmdk_return_part(img, &part);
     } else if (!rc && a->may_shorten && p->off + p->size < img->file[img->parts]->size) {
         rc = plan_length(&to.sink, p->off + p->size, why, e);
