@@ -17,7 +17,7 @@ struct family {
     struct blk_mem m[3];
     struct image img[3];
     unsigned cnt;
-    u8 mem[3][IMAGE_MEM];
+    u8 mem[3][IMAGE_MEM] __attribute__((aligned(4096)));
 };
 
 static void open_chain(struct family *f, struct blk *child)

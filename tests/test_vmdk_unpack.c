@@ -51,7 +51,7 @@ static void others_agree(const char *path, const u8 *want, u64 len, bool seven_z
 /* Our reading, in pieces that begin and end anywhere. */
 static void we_agree(struct blk_mem *m, const u8 *want, u64 len)
 {
-    static u8 mem[IMAGE_MEM], got[MI(1)];
+    static u8 mem[IMAGE_MEM] __attribute__((aligned(4096))), got[MI(1)];
     u64 seed = 99;
     struct image img;
     struct err e = {0};
@@ -131,7 +131,7 @@ static void streams_by_qemu(void)
 /* A stream below a sparse child, and a stream that is a child itself: what a rebase reads. */
 static void in_a_chain(void)
 {
-    static u8 mem[3][IMAGE_MEM], got[MI(4)], want[MI(4)];
+    static u8 mem[3][IMAGE_MEM] __attribute__((aligned(4096))), got[MI(4)], want[MI(4)];
     struct vmdk_stream low = {.size = MI(3), .seed = 8},
                        mid = {.size = MI(4), .seed = 9, .child_of = 0x00c0ffee};
     struct vmdk_make top = {.size = MI(4), .every = 3, .child = true};
@@ -232,7 +232,7 @@ static void grains_that_lie(void)
         {"of a wrong sum", 0, 0, BAD_SUM, false},
         {"noise", 0, 0, NOISE, false},
     };
-    static u8 mem[IMAGE_MEM];
+    static u8 mem[IMAGE_MEM] __attribute__((aligned(4096)));
     for (unsigned i = 0; i < sizeof lies / sizeof lies[0]; i++) {
         struct vmdk_stream p = {.size = MI(5), .seed = 2};
         struct vmdk_streamed made;
@@ -262,7 +262,7 @@ static void grains_that_lie(void)
 /* Grains larger than any program packs: 7 MiB of scratch do not hold them. */
 static void grains_too_large(void)
 {
-    static u8 mem[IMAGE_MEM];
+    static u8 mem[IMAGE_MEM] __attribute__((aligned(4096)));
     struct vmdk_stream p = {.size = MI(5), .grain = 4096};
     struct vmdk_streamed made;
     struct blk_mem m;
@@ -279,7 +279,7 @@ static void grains_too_large(void)
 
 static void noise(void)
 {
-    static u8 mem[IMAGE_MEM], got[MI(1)];
+    static u8 mem[IMAGE_MEM] __attribute__((aligned(4096))), got[MI(1)];
     u64 seed = test_seed(0xbe5466cf34e90c6c), refused = 0, same = 0;
     for (int i = 0; i < 800; i++) {
         struct vmdk_stream p = {.size = MI(1), .grain = 16, .seed = rnd(&seed)};
