@@ -68,8 +68,10 @@ static int rebase_unsafe(struct blk *b, struct image *to, const char *name, cons
 static struct image *parent(u32 cid)
 {
     static struct image img;
+    static struct vmdk_descriptor text;
     img = (struct image){.format = &vmdk_format};
-    img.u.vmdk.text->cid = cid;
+    text = (struct vmdk_descriptor){.cid = cid};
+    img.u.vmdk.text = &text;
     return &img;
 }
 
