@@ -92,8 +92,8 @@ KERNEL_O := $(B)/guest/kernel/boot.o $(KERNEL:%=$(B)/guest/kernel/%.o)
 PURE_O   := $(FORMATS:%=$(B)/guest/formats/%.o) $(PLANNERS:%=$(B)/guest/planner/%.o)
 # Built for size: resize.elf has a limit, and the time of a plan goes into I/O.
 $(PLANNERS:%=$(B)/guest/planner/%.o): GUEST_CFLAGS += -Os
-$(addprefix $(B)/guest/formats/,vmdk.o vmdk_split.o vmdk_descriptor.o vhdx.o vhdx_log.o \
-        vhdx_metadata.o): GUEST_CFLAGS += -Os
+$(addprefix $(B)/guest/formats/,vmdk.o vmdk_split.o vmdk_descriptor.o vhd.o vhdx.o vhdx_log.o \
+        vhdx_metadata.o qcow2.o): GUEST_CFLAGS += -Os
 # Operations that look into compressed clusters link the decoders, and may be larger for it.
 DECODING := resize rebase
 UNPACK   := inflate qcow2_unpack vmdk_unpack
