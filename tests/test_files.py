@@ -149,8 +149,12 @@ def test_out_of_turn(needs, fakes, files):
 
 
 def test_unknown_role(fakes, files):
-    refused(fakes, files, [{**BASE, "role": 3}], 4,
+    refused(fakes, files, [{**BASE, "role": 4}], 4,
             "The VM sent a frame that holds no event of the contract\n" + UNCHANGED)
+
+
+def test_extents_are_not_asked_for_one_by_one(fakes, files):
+    refused(fakes, files, [{**BASE, "role": "ROLE_EXTENT"}], 4, OUT_OF_TURN)
 
 
 @pytest.mark.parametrize("words, needs", [

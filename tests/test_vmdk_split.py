@@ -534,10 +534,10 @@ def test_requests(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [SPARSE, FLATS])
-@pytest.mark.parametrize("new", [GI + 512, 9 * GI], ids=["shrink", "grow"])
+@pytest.mark.parametrize("new", [GI + 512, 9 * GI, 30 * GI], ids=["shrink", "grow", "journal"])
 def test_killed_at_any_moment(tmp_path, kind, new):
     """SIGKILL of the launcher: all data, and the old size, the new, or, of sparse ones, that of the
-    extents that stay; run again, it is done."""
+    extents that stay; run again, it is done. A descriptor of several sectors is journalled."""
     rng = random.Random(SEED)
     print("seed", SEED)
     home = tmp_path / "home"
@@ -560,10 +560,13 @@ def test_killed_at_any_moment(tmp_path, kind, new):
         args = [LAUNCH, "resize", "-q", "--shrink", "--accel", best_accel(), path, str(new)]
         p = subprocess.Popen([str(a) for a in args], stdin=subprocess.DEVNULL,
                              stderr=subprocess.DEVNULL)
-        time.sleep(rng.uniform(0.02, span))
+        time.sleep(rng.uniform(0.3 * span, 1.05 * span))
         p.send_signal(signal.SIGKILL)
         p.wait(timeout=TIMEOUT)
         deadline = time.monotonic() + TIMEOUT  # until the kernel has let go of QEMU's lock
+        while (r := run(LAUNCH, "recover", path)).returncode:
+            assert time.monotonic() < deadline, r.stderr
+            time.sleep(0.01)
         while True:
             q = qemu_img("info", "-f", "vmdk", "--output=json", path, check=False)
             again = run(*args[:2], "--dry-run", path, str(new), "--shrink")
