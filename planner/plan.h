@@ -86,6 +86,8 @@ struct plan_state {
     bool more;  /* set by the planner: another epoch follows */
     bool undo;  /* set by the planner, before it emits: this epoch is one of P10 */
     bool stage; /* set by the planner: this epoch repairs the image first, and does nothing else */
+    bool open;  /* set by the planner: nothing refers to what this epoch writes, and others follow:
+                 * it need not end at a barrier */
     bool again; /* set by plan_run(): the second pass of this epoch; what the first one left in
                  * args.work is there */
     u64 eventual; /* set in the first epoch of several: the most that the file may come to, bytes */

@@ -20,7 +20,7 @@ static void count_blocks(const struct qcow2_alloc_in *in, struct qcow2_alloc *ou
     u32 rb_bits = in->cluster_bits + 3 - in->refcount_order;
     u64 table_entries = (u64)in->refcount_table_clusters << (in->cluster_bits - 3), before;
     do {
-        before = out->payload.cnt + out->refblocks.cnt + out->reftable.cnt;
+        before = out->written + out->payload.cnt + out->refblocks.cnt + out->reftable.cnt;
         out->end = in->first_free + before;
         out->blocks = ((out->end - 1) >> rb_bits) - out->block_first + 1;
         out->refblocks.cnt = 0;
@@ -31,16 +31,17 @@ static void count_blocks(const struct qcow2_alloc_in *in, struct qcow2_alloc *ou
                 div_up((out->block_first + out->blocks) * 8, 1ull << in->cluster_bits);
         if (out->reftable.cnt > QCOW2_MAX_REFTABLE_BYTES >> in->cluster_bits)
             return; /* too far: the caller refuses, and counting on would take for ever */
-    } while (out->payload.cnt + out->refblocks.cnt + out->reftable.cnt != before);
+    } while (out->written + out->payload.cnt + out->refblocks.cnt + out->reftable.cnt != before);
 }
 
 int qcow2_alloc_query(const struct qcow2_alloc_in *in, u64 clusters, struct qcow2_alloc *out,
                       struct err *e)
 {
     u32 rb_bits = in->cluster_bits + 3 - in->refcount_order;
-    *out = (struct qcow2_alloc){.payload.cnt = clusters, .block_first = in->first_free >> rb_bits};
+    *out = (struct qcow2_alloc){
+        .written = in->written, .payload.cnt = clusters, .block_first = in->first_free >> rb_bits};
     count_blocks(in, out);
-    out->refblocks.first = in->first_free;
+    out->refblocks.first = in->first_free + in->written;
     out->reftable.first = out->refblocks.first + out->refblocks.cnt;
     out->payload.first = out->reftable.first + out->reftable.cnt;
     if (out->reftable.cnt > QCOW2_MAX_REFTABLE_BYTES >> in->cluster_bits ||
@@ -124,8 +125,8 @@ static int step_over(struct image *img, u64 clusters, struct qcow2_alloc *out, s
     const struct qcow2 *q = &img->u.qcow2;
     u8 bits[QCOW2_ALLOC_BLOCKS / 8];
     u64 start = div_up(img->file[0]->size, img->unit), found, known = UINT64_MAX;
-    struct qcow2_alloc_in in = {q->cluster_bits, q->refcount_order, q->refcount_table_clusters,
-                                start, bits};
+    struct qcow2_alloc_in in = {
+        q->cluster_bits, q->refcount_order, q->refcount_table_clusters, start, bits, 0};
     for (;;) {
         u64 block = in.first_free >> qcow2_refblock_bits(q);
         int rc = block == known ? 0 : read_exists(img, block, bits, e);
@@ -162,15 +163,48 @@ int qcow2_alloc_place(struct image *img, u64 clusters, const struct cluster_run 
     return check_blocks(img, run, n + 1, e);
 }
 
+int qcow2_alloc_place_written(struct image *img, u64 first, u64 written, u64 clusters,
+                              struct qcow2_alloc *out, struct err *e)
+{
+    const struct qcow2 *q = &img->u.qcow2;
+    u8 bits[QCOW2_ALLOC_BLOCKS / 8];
+    struct qcow2_alloc_in in = {
+        q->cluster_bits, q->refcount_order, q->refcount_table_clusters, first, bits, written};
+    struct cluster_run run;
+    u64 found = 0;
+    int rc = read_exists(img, first >> qcow2_refblock_bits(q), bits, e);
+    if (rc || (rc = qcow2_alloc_query(&in, clusters, out, e)) ||
+        (rc = first_counted(img, first, out->end, &found, e)))
+        return rc;
+    if (found < out->end || out->reftable.cnt)
+        return FAIL(e, ERR_HEADER_MISMATCH,
+                    "The image changed while it was being worked on; retry the operation", 0,
+                    found * img->unit);
+    run = (struct cluster_run){out->block_first, out->blocks};
+    return check_blocks(img, &run, 1, e);
+}
+
+int qcow2_alloc_free(struct image *img, u64 clusters, bool *free, struct err *e)
+{
+    const struct qcow2 *q = &img->u.qcow2;
+    u64 first = div_up(img->file[0]->size, img->unit), found = 0;
+    int rc = first_counted(img, first, first + clusters, &found, e);
+    *free = !rc && found == first + clusters &&
+            found >> qcow2_refblock_bits(q) < qcow2_reftable_entries(q);
+    return rc;
+}
+
 u64 qcow2_alloc_moved_end(const struct image *img, const struct qcow2_alloc *a)
 {
     return (a->end + a->payload.cnt + a->refblocks.cnt + 1) * img->unit;
 }
 
-/* All new clusters: refcount blocks, refcount table and payload stand in one run. */
+/* All new clusters stand in one run: payload that was written before, refcount blocks, refcount
+ * table and payload. */
 static struct cluster_run allocated(const struct qcow2_alloc *a)
 {
-    return (struct cluster_run){a->refblocks.first, a->end - a->refblocks.first};
+    u64 first = a->refblocks.first - a->written;
+    return (struct cluster_run){first, a->end - first};
 }
 
 /* The place of refcount block `block`; *fresh if it is one of the new ones, of which *next is the

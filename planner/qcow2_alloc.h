@@ -20,11 +20,13 @@ struct qcow2_alloc_in {
     u32 cluster_bits, refcount_order, refcount_table_clusters;
     u64 first_free;   /* cluster index: nothing is in use from here on */
     const u8 *exists; /* bit i: refcount block (first_free >> refblock bits) + i exists */
+    u64 written;      /* so many clusters from first_free on hold payload already: see below */
 };
 
 struct qcow2_alloc {
+    u64 written; /* clusters before these that are counted with them */
     struct cluster_run refblocks, reftable, payload; /* adjacent, in this order; cnt may be 0 */
-    u64 end;                 /* cluster index: the file's new length */
+    u64 end;                                         /* cluster index: the file's new length */
     u64 block_first, blocks; /* indices of the refcount blocks that count all these clusters */
 };
 
@@ -38,6 +40,15 @@ int qcow2_alloc_query(const struct qcow2_alloc_in *in, u64 clusters, struct qcow
  * those of the `n` runs of clusters that it means to give back. */
 int qcow2_alloc_place(struct image *img, u64 clusters, const struct cluster_run *free, unsigned n,
                       struct qcow2_alloc *out, struct err *e);
+
+/* The same where the first `written` clusters, from `first` on, have been written to, past the end
+ * that the file had, and not been counted; the file ends behind them, and `clusters` more may be 0.
+ * ERR_HEADER_MISMATCH if something is counted there: see qcow2_alloc_free(). */
+int qcow2_alloc_place_written(struct image *img, u64 first, u64 written, u64 clusters,
+                              struct qcow2_alloc *out, struct err *e);
+/* *free: nothing is counted in the next so many clusters past the end of the file, and the refcount
+ * table is long enough for them. */
+int qcow2_alloc_free(struct image *img, u64 clusters, bool *free, struct err *e);
 
 /* The most bytes that the file comes to if the refcount table of `a` moves first, and then what `a`
  * places is placed once more. */

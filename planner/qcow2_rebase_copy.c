@@ -4,7 +4,9 @@
  * the disk (in several tables', where they are small): data and new L2 tables, behind the end of
  * the file -> refcounts -> barrier -> entries of L2 tables that exist, L1 entries of new ones ->
  * barrier -> what copies of shared tables and clusters left unused is given back. Each entry by
- * itself shows what the old chain shows, so it may land or not (P4).
+ * itself shows what the old chain shows, so it may land or not (P4). Where memory holds less data
+ * than one table's, epochs come first that write data and nothing else, past the end of the file:
+ * nobody refers to it or counts it, so that they need no barrier, and waiting for the disk is rare.
  *
  * A table or cluster that a snapshot shares is replaced by a copy; with extended L2, a cluster that
  * is the overlay's in part gets its missing subclusters where it stands. What reads zero becomes a
@@ -23,7 +25,8 @@ enum {
     TABLE_MAX = 2 << 20,     /* the largest table that there is */
     TABLES_SMALL = 64 << 10, /* smaller ones are taken together up to this */
     GROUP_MAX = TABLES_SMALL / 512,
-    FREES_MAX = 6, /* runs that an epoch gives back */
+    FREES_MAX = 6,        /* runs that an epoch gives back */
+    HELD_MAX = 256 << 20, /* bytes of data that are written before they are linked */
     SECTOR = 512,
     DATA_FILE = 1,
 };
@@ -42,6 +45,7 @@ struct copy {
     struct rebase_scan scan;
     u8 *tables;                   /* what they hold afterwards, one behind the other */
     u64 l1_first, clusters, next; /* clusters: new ones; next: cluster index of the next of them */
+    u64 written, written_at; /* clusters that earlier epochs have written to, and where: an index */
     struct cluster_run free[FREES_MAX];
     unsigned frees;
     struct qcow2_alloc alloc;
@@ -56,6 +60,8 @@ struct touched {
     u64 idx;
     u32 data, zero;  /* masks of units */
     const u8 *bytes; /* of the data units, in order */
+    bool written;    /* they stand at host already: an earlier epoch has written them */
+    u64 host;
 };
 
 /* A place in the batch. */
@@ -86,9 +92,11 @@ static bool batch_next(const struct copy *c, struct cursor *at, struct touched *
     while (at->run < b->runs && at->unit / per == t->idx) {
         const struct rebase_run *r = &b->run[at->run];
         u32 bit = 1u << at->unit % per;
+        t->written = at->run < b->old;
+        t->host = (r->host + at->unit - r->first) << c->q->cluster_bits;
         t->data |= r->kind == REBASE_DATA ? bit : 0;
         t->zero |= r->kind == REBASE_ZERO ? bit : 0;
-        at->bytes += r->kind == REBASE_DATA ? c->scan.unit : 0;
+        at->bytes += r->kind == REBASE_DATA && !t->written ? c->scan.unit : 0;
         if (++at->unit == r->first + r->cnt && ++at->run < b->runs)
             at->unit = b->run[at->run].first;
     }
@@ -168,7 +176,7 @@ static int find_place(struct copy *c, const struct touched *t, u64 *host, bool *
 static bool is_new(const struct copy *c, const struct touched *t, u64 host, bool shared)
 {
     bool data = t->data || (t->zero && c->q->version == 2);
-    return data && !qcow2_has_data_file(c->q) && (!host || shared);
+    return data && !t->written && !qcow2_has_data_file(c->q) && (!host || shared);
 }
 
 /* The batch ends before this cluster; what follows is the next epoch's. */
@@ -301,13 +309,13 @@ static int put_cluster(struct copy *c, const struct touched *t, struct err *e)
     int rc = find_place(c, t, &old, &shared, e);
     if (rc)
         return rc;
-    host = qcow2_has_data_file(c->q) ? t->idx << c->q->cluster_bits : old;
+    host = qcow2_has_data_file(c->q) ? t->idx << c->q->cluster_bits : t->written ? t->host : old;
     if (is_new(c, t, old, shared)) {
         host = c->next++ << c->q->cluster_bits;
         if (shared && (rc = copy_units(c, (u32)be64(p + 8), old, host, e)))
             return rc;
     }
-    if ((rc = put_units(c, t, host, e)))
+    if (!t->written && (rc = put_units(c, t, host, e)))
         return rc;
     if (t->data || is_new(c, t, old, shared))
         put_be64(p, host | QCOW2_COPIED);
@@ -387,7 +395,7 @@ static int lengthen(struct copy *c, struct err *e)
 {
     u64 size = c->img->file[0]->size, want = round_up(size, c->img->unit);
     const struct rebase_batch *b = c->scan.batch;
-    if (c->clusters)
+    if (c->clusters + c->written)
         want = max_u64(want, c->alloc.end << c->q->cluster_bits);
     int rc = want > size ? plan_length(c->s, want, "room for what is copied", e) : 0;
     if (rc || !qcow2_has_data_file(c->q) || !b->kept)
@@ -410,7 +418,7 @@ static int emit_batch(struct copy *c, struct err *e)
     if (rc || (rc = lengthen(c, e)) || (rc = put_clusters(c, e)) ||
         (rc = emit_tables(c, true, "a new L2 table", e)))
         return rc;
-    if (c->clusters)
+    if (c->clusters + c->written)
         rc = qcow2_alloc_emit(c->img, &c->alloc, c->s, e);
     else if (c->in_place)
         rc = plan_barrier(c->s, "data is durable before it is linked", e);
@@ -447,25 +455,94 @@ static int count_all(struct copy *c, struct plan_state *state, struct err *e)
 {
     int rc = 0;
     while (!rc && state->v[V_VOFF] < c->img->size)
-        if (!(rc = rebase_scan(&c->scan, state->v[V_VOFF], e)))
+        if (!(rc = rebase_scan(&c->scan, state->v[V_VOFF], 0, e)))
             count(c, state);
     return rc;
+}
+
+/* ---- epochs that write data and nothing else ---- */
+
+/* Shall this be one? Not where something is given back, or where the clusters past the end of the
+ * file are not all free: then what is written would not be allocated in one run. */
+static int hold(struct copy *c, const struct plan_state *state, bool *yes, struct err *e)
+{
+    const struct rebase_batch *b = c->scan.batch;
+    u64 unit = c->img->unit, held = 0, most = min_u64(2 * HELD_MAX, c->scan.span) / unit;
+    for (u32 i = 0; i < b->runs; i++)
+        held += b->run[i].kind == REBASE_DATA ? b->run[i].cnt * unit : 0;
+    *yes = c->q->version == 3 && c->q->l2_entry_size == 8 && !c->q->nb_snapshots &&
+           held < HELD_MAX && rebase_scan_goes_on(&c->scan);
+    if (!*yes || state->v[V_RUNS] || qcow2_has_data_file(c->q))
+        return 0;
+    most += GROUP_MAX;
+    most += most / ((1ull << qcow2_refblock_bits(c->q)) - 1) + 2; /* refcount blocks */
+    return qcow2_alloc_free(c->img, most, yes, e);
+}
+
+static int write_batch(struct copy *c, struct plan_state *state, struct err *e)
+{
+    struct rebase_batch *b = c->scan.batch;
+    const u8 *bytes = c->scan.kept;
+    bool data_file = qcow2_has_data_file(c->q);
+    u64 unit = c->img->unit;
+    for (u32 i = b->old; i < b->runs; i++) {
+        b->run[i].host = data_file ? b->run[i].first : c->written_at + c->written;
+        c->written += b->run[i].kind == REBASE_DATA && !data_file ? b->run[i].cnt : 0;
+    }
+    c->alloc.end = c->written_at + c->written;
+    int rc = qcow2_header_autoclear(c->img, c->s, e);
+    if (!rc)
+        rc = lengthen(c, e);
+    for (u32 i = b->old; !rc && i < b->runs; i++) {
+        u64 off = b->run[i].host << c->q->cluster_bits, len = b->run[i].cnt * unit;
+        if (b->run[i].kind != REBASE_DATA)
+            continue;
+        rc = put_data(c, data_file ? DATA_FILE : 0, off, bytes,
+                      data_file ? min_u64(len, c->img->size - off) : len, e);
+        bytes += len;
+    }
+    state->v[V_RUNS] = b->runs;
+    state->v[V_WRITTEN] = c->written;
+    state->v[V_WRITTEN_AT] = c->written_at;
+    state->open = true;
+    return rc ? rc : emit_pending(c, e);
+}
+
+/* ---- all together ---- */
+
+static int place(struct copy *c, struct err *e)
+{
+    if (c->written)
+        return qcow2_alloc_place_written(c->img, c->written_at, c->written, c->clusters, &c->alloc,
+                                         e);
+    return c->clusters ? qcow2_alloc_place(c->img, c->clusters, c->free, c->frees, &c->alloc, e)
+                       : 0;
 }
 
 static int copy_batch(struct copy *c, struct plan_state *state, struct err *e)
 {
     const struct rebase_batch *b = c->scan.batch;
+    bool data_only;
+    c->written = state->v[V_WRITTEN];
+    c->written_at =
+        c->written ? state->v[V_WRITTEN_AT] : div_up(c->img->file[0]->size, c->img->unit);
+    c->in_place = b->old > 0;
     c->l1_first = b->run[0].first * c->scan.unit / c->scan.span *
                   (c->scan.span / c->img->unit >> c->q->l2_bits);
-    int rc = measure(c, e);
-    if (!rc && c->clusters)
-        rc = qcow2_alloc_place(c->img, c->clusters, c->free, c->frees, &c->alloc, e);
+    int rc = hold(c, state, &data_only, e);
     if (rc)
         return rc;
-    if (c->clusters && c->alloc.reftable.cnt) /* what was compared is compared once more */
+    if (data_only) {
+        count(c, state);
+        return write_batch(c, state, e);
+    }
+    if ((rc = measure(c, e)) || (rc = place(c, e)))
+        return rc;
+    if (c->alloc.reftable.cnt) /* what was compared is compared once more */
         return qcow2_alloc_move_reftable(c->img, &c->alloc, c->s, e);
     place_tables(c);
     count(c, state);
+    state->v[V_RUNS] = state->v[V_WRITTEN] = 0;
     return emit_batch(c, e);
 }
 
@@ -484,7 +561,7 @@ int qcow2_rebase_copy(struct image *img, const struct rebase_args *a, struct pla
         state->v[V_LAST_CLUSTER] = UINT64_MAX;
     }
     int rc = a->count        ? count_all(&c, state, e)
-             : !state->again ? rebase_scan(&c.scan, state->v[V_VOFF], e)
+             : !state->again ? rebase_scan(&c.scan, state->v[V_VOFF], (u32)state->v[V_RUNS], e)
                              : 0;
     const struct rebase_batch *b = c.scan.batch;
     *done = !rc && (a->count || (!b->runs && b->to >= img->size));

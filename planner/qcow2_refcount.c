@@ -6,7 +6,7 @@
  */
 #include "qcow2_refcount.h"
 
-enum { CHUNK = 2048 /* bytes of a block changed by one patch */ };
+enum { CHUNK = 4096 /* bytes of a block changed by one patch, but for what is no whole sector */ };
 
 u64 qcow2_count_get(const u8 *p, u32 order, u64 i)
 {
@@ -152,7 +152,7 @@ int qcow2_refcount_emit(struct image *img, struct sink *s, u64 block, u64 off, b
             u8 buf[CHUNK];
             u64 base = first + (from * 8 >> q->refcount_order);
             const u8 *p;
-            len = uncovered(q, block, runs, r, from, min_u64(to, from + CHUNK));
+            len = uncovered(q, block, runs, r, from, min_u64(to, round_down(from + CHUNK, 512)));
             if (!len) {
                 len = 1;
                 continue;

@@ -30,6 +30,9 @@ enum {
     V_TABLES, /* L2 tables listed so far */
     /* PHASE_COPY; V_VOFF as above */
     V_LAST_CLUSTER = V_VOFF + 1, /* that was counted */
+    V_RUNS,                      /* of the batch: written by earlier epochs, not yet linked */
+    V_WRITTEN,                   /* clusters that these take, */
+    V_WRITTEN_AT,                /* and where, as a cluster index */
 };
 
 #endif

@@ -10,6 +10,7 @@
 enum {
     LOOK_MAX = 256 << 20, /* bytes that one epoch compares */
     STEPS_MAX = 1 << 16,  /* pieces that it looks at */
+    BARE_WINDOW = 2 * REBASE_WINDOW,
 };
 
 void rebase_scan_init(struct rebase_scan *k, struct image *img, struct image *new_backing, u64 unit,
@@ -27,41 +28,46 @@ void rebase_scan_init(struct rebase_scan *k, struct image *img, struct image *ne
     k->kept = at + taken;
 }
 
-/* The piece from voff on, at most max long, that is alike in each chain. *same: in both, without a
- * look at its bytes. */
-static int compare_pieces(struct rebase_scan *k, u64 voff, u64 max, u64 *len, bool *same,
-                          struct err *e)
+/* What tables say of a piece that is alike in each chain. */
+struct piece {
+    u64 len;
+    bool same; /* both chains show the same, without a look at its bytes */
+    bool bare; /* the new chain shows nothing but zeros */
+};
+
+/* The piece from voff on, at most max long. */
+static int compare_pieces(struct rebase_scan *k, u64 voff, u64 max, struct piece *p, struct err *e)
 {
     struct chain_piece a, b;
     int rc = chain_look(&k->old, voff, max, &a, e);
     if (rc || (rc = chain_look(&k->new, voff, a.x.len, &b, e)))
         return rc;
-    *len = b.x.len;
-    *same = a.img == b.img;
+    *p = (struct piece){b.x.len, a.img == b.img, !b.img};
     return 0;
 }
 
 static void add(struct rebase_batch *b, u64 unit_idx, enum rebase_kind kind)
 {
-    struct rebase_run *last = b->runs ? &b->run[b->runs - 1] : NULL;
+    struct rebase_run *last = b->runs > b->old ? &b->run[b->runs - 1] : NULL;
     if (last && last->kind == kind && last->first + last->cnt == unit_idx) {
         last->cnt++;
         return;
     }
     assert(b->runs < REBASE_RUNS);
-    b->run[b->runs++] = (struct rebase_run){unit_idx, 1, kind};
+    b->run[b->runs++] = (struct rebase_run){.first = unit_idx, .cnt = 1, .kind = kind};
 }
 
 /* The units of [from, to), which the overlay does not own: those that differ are kept. */
-static int compare_bytes(struct rebase_scan *k, u64 from, u64 to, struct err *e)
+static int compare_bytes(struct rebase_scan *k, u64 from, u64 to, bool bare, struct err *e)
 {
     struct rebase_batch *b = k->batch;
     struct chain_reads reads = {.cnt = 0};
     u8 *old = k->kept + b->kept;
-    bool old_zero, new_zero;
+    bool old_zero, new_zero = bare;
     int rc = chain_queue(&k->old, from, old, to - from, &old_zero, &reads, e);
-    if (rc || (rc = chain_queue(&k->new, from, k->other, to - from, &new_zero, &reads, e)) ||
-        (rc = chain_wait(&reads, e)))
+    if (!rc && !bare)
+        rc = chain_queue(&k->new, from, k->other, to - from, &new_zero, &reads, e);
+    if (rc || (rc = chain_wait(&reads, e)))
         return rc;
     for (u64 at = 0; at < to - from; at += k->unit) {
         u64 n = min_u64(k->unit, to - from - at);
@@ -81,18 +87,18 @@ static int compare_bytes(struct rebase_scan *k, u64 from, u64 to, struct err *e)
     return 0;
 }
 
-/* As much as can be read together now. */
-static u64 window(const struct rebase_scan *k)
+/* As much as can be read together now, and more of it if the new chain is not read. */
+static u64 window(const struct rebase_scan *k, bool bare)
 {
-    return min_u64(REBASE_WINDOW, round_down(k->room - k->batch->kept, IMAGE_UNIT_MAX));
+    return min_u64(bare ? BARE_WINDOW : REBASE_WINDOW,
+                   round_down(k->room - k->batch->kept, IMAGE_UNIT_MAX));
 }
 
 /* One step from *voff on, which does not pass `end` where anything is compared. */
 static int step(struct rebase_scan *k, u64 *voff, u64 end, struct err *e)
 {
     struct extent *own = &k->own;
-    u64 len, from, to;
-    bool same;
+    struct piece p;
     int rc = 0;
     if (*voff - own->voff >= own->len &&
         (rc = k->img->format->map(k->img, *voff, k->img->size - *voff, own, e)))
@@ -102,55 +108,70 @@ static int step(struct rebase_scan *k, u64 *voff, u64 end, struct err *e)
         *voff = own->voff + own->len;
         return 0;
     }
-    if ((rc = compare_pieces(k, *voff, hole_end - *voff, &len, &same, e)))
+    if ((rc = compare_pieces(k, *voff, hole_end - *voff, &p, e)))
         return rc;
-    if (same) {
-        *voff += len;
+    if (p.same) {
+        *voff += p.len;
         return 0;
     }
-    /* More of the same may follow: as much as can be read together. */
-    from = round_down(*voff, k->unit);
-    to = round_up(*voff + len, k->unit);
-    u64 most = min_u64(hole_end, from + window(k));
-    for (; to < most; to = round_up(to + len, k->unit))
-        if ((rc = compare_pieces(k, to, most - to, &len, &same, e)))
-            return rc;
-        else if (same)
+    /* More of the same may follow: as much as can be read together. Where the new chain is not
+     * read, a unit that it shows something in is left to the next step. */
+    u64 from = round_down(*voff, k->unit), to = from, len = *voff - from + p.len;
+    bool bare = p.bare && *voff == from && len >= k->unit;
+    u64 most = min_u64(hole_end, from + window(k, bare));
+    for (;;) {
+        u64 before = to;
+        to = bare ? round_down(to + len, k->unit) : round_up(to + len, k->unit);
+        if (to == before || to >= most)
             break;
+        if ((rc = compare_pieces(k, to, most - to, &p, e)))
+            return rc;
+        if (p.same || (bare && !p.bare))
+            break;
+        len = p.len;
+    }
     *voff = min_u64(to, most);
-    return compare_bytes(k, from, *voff, e);
+    return compare_bytes(k, from, *voff, bare, e);
 }
 
-static bool has_room(const struct rebase_scan *k)
+static bool has_runs(const struct rebase_scan *k)
 {
-    const struct rebase_batch *b = k->batch;
-    return k->looked < LOOK_MAX && window(k) && b->runs + REBASE_WINDOW / k->unit <= REBASE_RUNS;
+    return k->batch->runs + BARE_WINDOW / k->unit <= REBASE_RUNS;
 }
 
-int rebase_scan(struct rebase_scan *k, u64 voff, struct err *e)
+/* Where the batch ends at the latest. */
+static u64 batch_end(const struct rebase_scan *k)
+{
+    u64 first = k->batch->runs ? k->batch->run[0].first * k->unit : 0;
+    return k->batch->runs ? min_u64(k->img->size, first - first % k->span + k->span) : k->img->size;
+}
+
+int rebase_scan(struct rebase_scan *k, u64 voff, u32 old, struct err *e)
 {
     struct rebase_batch *b = k->batch;
-    u64 end = k->img->size;
     int rc = 0;
     b->from = voff;
-    b->kept = b->runs = 0;
+    b->kept = 0;
+    b->runs = b->old = old;
     k->looked = 0;
-    for (u32 i = 0; !rc && i < STEPS_MAX && voff < end && has_room(k); i++) {
-        rc = step(k, &voff, min_u64(end, voff - voff % k->span + k->span), e);
-        if (b->runs) {
-            u64 first = b->run[0].first * k->unit;
-            end = min_u64(end, first - first % k->span + k->span);
-        }
-    }
+    for (u32 i = 0; !rc && i < STEPS_MAX && voff < batch_end(k) && k->looked < LOOK_MAX &&
+                    window(k, false) && has_runs(k);
+         i++)
+        rc = step(k, &voff, min_u64(batch_end(k), voff - voff % k->span + k->span), e);
     b->to = voff;
     return rc;
+}
+
+bool rebase_scan_goes_on(const struct rebase_scan *k)
+{
+    return k->batch->to < batch_end(k) && has_runs(k);
 }
 
 void rebase_scan_count(const struct rebase_scan *k, u64 cluster, u64 *last, u64 *clusters,
                        u64 *bytes)
 {
     const struct rebase_batch *b = k->batch;
-    for (u32 i = 0; i < b->runs; i++) {
+    for (u32 i = b->old; i < b->runs; i++) {
         const struct rebase_run *r = &b->run[i];
         u64 from = r->first * k->unit, to = min_u64(from + r->cnt * k->unit, k->img->size);
         u64 first = from / cluster;

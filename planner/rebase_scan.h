@@ -18,7 +18,7 @@ enum rebase_kind { REBASE_DATA, REBASE_ZERO };
 
 /* Units `first` and following of the disk: what the old chain shows there. */
 struct rebase_run {
-    u64 first;
+    u64 first, host; /* host: the planner's own */
     u32 cnt;
     enum rebase_kind kind;
 };
@@ -28,6 +28,7 @@ struct rebase_run {
 struct rebase_batch {
     u64 from, to; /* bytes of the disk that have been compared */
     u64 kept;     /* bytes of data: all units of DATA, in the order of the runs */
+    u32 old;      /* so many runs were found, and their data was kept, in earlier epochs */
     u32 runs;
     struct rebase_run run[REBASE_RUNS];
 };
@@ -47,14 +48,16 @@ struct rebase_scan {
 /* Divides `len` bytes of work, 8-aligned, of which len >= REBASE_WORK. */
 void rebase_scan_init(struct rebase_scan *k, struct image *img, struct image *new_backing, u64 unit,
                       u64 span, void *work, size_t len);
-enum { REBASE_WORK = 20 << 20 };
+enum { REBASE_WORK = 16 << 20 };
 
-/* Compares from voff on, and fills the batch: up to the end of the span that holds the first
- * difference, or as much as there is room for, or as may be read without a sign of life. It may
- * end up empty before the end of the disk. */
-int rebase_scan(struct rebase_scan *k, u64 voff, struct err *e);
-/* What the batch comes to: clusters of `cluster` bytes that something of it lies in, but for *last,
- * which then is the last one of them; bytes of data. */
+/* Compares from voff on, and adds to the batch, of which `old` runs are to stay: up to the end of
+ * the span that holds the first difference, or as much as there is room for, or as may be read
+ * without a sign of life. It may find nothing before the end of the disk. */
+int rebase_scan(struct rebase_scan *k, u64 voff, u32 old, struct err *e);
+/* Does the batch go on in the same span, and is there room for more runs? */
+bool rebase_scan_goes_on(const struct rebase_scan *k);
+/* What is new in the batch comes to: clusters of `cluster` bytes that something of it lies in, but
+ * for *last, which then is the last one of them; bytes of data. */
 void rebase_scan_count(const struct rebase_scan *k, u64 cluster, u64 *last, u64 *clusters,
                        u64 *bytes);
 

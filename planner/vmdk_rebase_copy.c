@@ -246,7 +246,7 @@ static int count_all(struct copy *c, struct plan_state *state, struct err *e)
 {
     int rc = 0;
     while (!rc && state->v[V_VOFF] < c->img->size)
-        if (!(rc = rebase_scan(&c->scan, state->v[V_VOFF], e)))
+        if (!(rc = rebase_scan(&c->scan, state->v[V_VOFF], 0, e)))
             count(c, state);
     return rc;
 }
@@ -341,7 +341,7 @@ int vmdk_rebase_copy(struct image *img, const struct rebase_args *a, struct plan
     rebase_scan_init(&c.scan, img, a->new_backing, img->unit, span_of(img), (u8 *)a->work + WORK,
                      a->work_len - WORK);
     rc = a->count        ? count_all(&c, state, e)
-         : !state->again ? rebase_scan(&c.scan, state->v[V_VOFF], e)
+         : !state->again ? rebase_scan(&c.scan, state->v[V_VOFF], 0, e)
                          : 0;
     const struct rebase_batch *b = c.scan.batch;
     *done = !rc && (a->count || (!b->runs && b->to >= img->size));
