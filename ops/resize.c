@@ -66,21 +66,37 @@ static void tell_files(const struct image *img, const struct plan_files *f, cons
                 (instar_FileLength){img->file[i]->slot, length[i]};
 }
 
+/* The size that is asked for, in bytes. A size that this image had to round up, when it was asked
+ * for before, is the size that it has. */
+static int wanted_size(const instar_ResizeRequest *req, struct image *img, u64 *size, struct err *e)
+{
+    instar_ResizeRequest again = *req;
+    const char *what = "", *ignored = "";
+    u64 val = 0, total, unused = 0;
+    int rc = (int)newsize(req, img->size, size, &what, &val);
+    again.shrink = true;
+    if (rc == ERR_SHRINK_WITHOUT_FLAG && req->kind == instar_SizeKind_ABSOLUTE &&
+        !newsize(&again, img->size, &total, &ignored, &unused) && plan_fits(img, total)) {
+        *size = img->size;
+        return 0;
+    }
+    return rc ? FAIL(e, (enum err_code)rc, what, 0, val) : 0;
+}
+
 static int resize(struct op *op, struct images *all, struct planhost *host, void *work,
                   instar_Outcome *out, struct err *e)
 {
     const instar_ResizeRequest *req = &op->request->op.resize;
     instar_ResizeResult *r = &out->result.resize;
     struct image *img = &all->img[0];
-    const char *what = "";
-    u64 val = 0;
+    u64 size = 0;
     memcpy(r->target_format, img->format->name, strlen(img->format->name) + 1);
     r->probed = img->probed;
     r->old_virtual_size = img->size;
-    int rc = (int)newsize(req, img->size, &r->resolved_new_virtual_size, &what, &val);
+    int rc = wanted_size(req, img, &size, e);
     if (rc)
-        return FAIL(e, (enum err_code)rc, what, 0, val);
-    r->resolved_new_virtual_size = plan_fit(img, r->resolved_new_virtual_size);
+        return rc;
+    r->resolved_new_virtual_size = plan_fit(img, size);
     if (req->align && r->resolved_new_virtual_size % req->align)
         return FAIL(e, ERR_INVALID_NEW_SIZE,
                     "This image's size goes by its geometry, which can express {val} bytes, but no "

@@ -283,6 +283,15 @@ u64 plan_fit(const struct image *img, u64 new_size)
     return p && p->fit ? p->fit(img, new_size) : new_size;
 }
 
+bool plan_fits(struct image *img, u64 new_size)
+{
+    u64 now = img->size;
+    img->size = 0;
+    u64 fit = plan_fit(img, new_size);
+    img->size = now;
+    return fit == now;
+}
+
 bool plan_chain(const struct image *img)
 {
     const struct planner *p = find_planner(img->format);

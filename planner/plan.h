@@ -202,6 +202,9 @@ struct plan_host {
 void plan_on_device(struct image *img);
 /* See planner.fit, planner.chain and planner.mends. */
 u64 plan_fit(const struct image *img, u64 new_size);
+/* Is this disk what one gets that was smaller and was asked to get new_size bytes? Then the same
+ * request once more is none to shrink it. */
+bool plan_fits(struct image *img, u64 new_size);
 bool plan_chain(const struct image *img);
 bool plan_mends(const struct image *img);
 /* See planner.files. */

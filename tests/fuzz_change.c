@@ -322,6 +322,8 @@ static bool check_changed(struct change *c, struct blk_mem *old, struct blk_mem 
         return wrong(c, "the result does not open: %s", e.what ? e.what : "size");
     if (plan_fit(&img, c->new_size) != c->size)
         return wrong(c, "the same once more would be %llu", LL(plan_fit(&img, c->new_size)));
+    if (c->size > c->old_size && !c->uneven && !plan_fits(&img, c->new_size))
+        return wrong(c, "the same once more would want to shrink it");
     if (!read_all(c, &img, &data) || !check_verdicts(c, old, now))
         return false;
     if (open_image(now, &img, &e))
@@ -381,6 +383,7 @@ static bool run(struct change *c, struct blk_mem *old, struct blk_mem *now)
     c->opened = true;
     c->old_size = img.size;
     c->size = plan_fit(&img, c->new_size);
+    c->uneven = img.format == &vhd_format && img.u.vhd.current_size != img.size;
     if (!read_all(c, &img, &data))
         return false;
     if ((c->size > img.size) != (c->new_size > img.size) && c->size != img.size)

@@ -67,6 +67,7 @@ struct change {
         denied;  /* denied: it would become longer than there is time for */
     bool failed; /* by fail_at */
     struct err e;
+    bool uneven; /* a VHD whose footer gives two sizes, by rounding */
     u64 old_size, size, requests;
     char wrong[320]; /* what change_run() has against it */
 };
