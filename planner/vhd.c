@@ -55,8 +55,10 @@ int vhd_resize(struct image *img, const struct resize_args *a, struct plan_state
 {
     const struct vhd *v = &img->u.vhd;
     struct vhd_size to = vhd_fit(v, img->size, a->new_size);
-    if (to.size == img->size && (v->disk_type != VHD_DYNAMIC || v->saved_state))
+    if (to.size == img->size && (v->disk_type == VHD_DIFFERENCING || v->saved_state))
         return plan_barrier(s, "the disk has that size", e);
+    if (to.size == img->size && v->disk_type == VHD_FIXED)
+        return vhd_plan_mend_fixed(img, a, s, e);
     int rc = check_supported(img, a, &to, e);
     if (rc)
         return rc;

@@ -12,6 +12,16 @@
 #include "vhd_footer.h"
 #include "vhd_grow.h"
 
+/* The file ends with `footer` at `end`, where nobody's bytes are. */
+static int cut(u64 end, const u8 *footer, struct sink *s, struct err *e)
+{
+    int rc = plan_write(s, end, footer, VF_LENGTH, "the footer right behind the disk", e);
+    if (rc || (rc = plan_barrier(s, "the footer is in place", e)) ||
+        (rc = plan_length(s, end + VF_LENGTH, "the file ends with it", e)))
+        return rc;
+    return plan_barrier(s, "done", e);
+}
+
 /* The footer that ends the file, at `tail`, becomes `footer`; then it ends the file at `end`. */
 static int say_and_cut(u64 tail, u64 end, const u8 *footer, struct sink *s, struct err *e)
 {
@@ -19,11 +29,19 @@ static int say_and_cut(u64 tail, u64 end, const u8 *footer, struct sink *s, stru
     int rc = plan_commit(s, tail + FIRST, footer + FIRST, LEN, "the new size", e);
     if (rc || (rc = plan_barrier(s, "the disk has its new size", e)) || end == tail)
         return rc;
-    if ((rc = plan_write(s, end, footer, VF_LENGTH, "the footer right behind the disk", e)) ||
-        (rc = plan_barrier(s, "the footer is in place", e)) ||
-        (rc = plan_length(s, end + VF_LENGTH, "the file ends with it", e)))
-        return rc;
-    return plan_barrier(s, "done", e);
+    return cut(end, footer, s, e);
+}
+
+int vhd_plan_mend_fixed(struct image *img, const struct resize_args *a, struct sink *s,
+                        struct err *e)
+{
+    const struct vhd_size now = vhd_size_now(img);
+    u64 tail = img->u.vhd.tail_offset, end = vhd_disk_end(&img->u.vhd, &now);
+    u8 footer[VF_LENGTH];
+    if (!a->may_shorten || end >= tail || tail % VHD_SECTOR)
+        return plan_barrier(s, "the disk has that size", e);
+    int rc = vhd_footer_make(img, tail, &now, footer, e);
+    return rc ? rc : cut(end, footer, s, e);
 }
 
 int vhd_plan_shrink_fixed(struct image *img, const struct vhd_size *to, struct sink *s,

@@ -362,6 +362,21 @@ def test_slack_before_the_footer(tmp_path, new):
         qemu_io(path, "read -P 5 0 1M", "read -P 0 1M 9M", fmt="vpc")
 
 
+def test_slack_of_a_fixed_disk(tmp_path):
+    """What a killed shrink leaves before the footer goes with the next --shrink to that size."""
+    path = create_vhd(tmp_path / "a.vhd", "10M", "subformat=fixed", "force_size=on")
+    qemu_io(path, "write -P 5 0 10M", fmt="vpc")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-512] + b"old" * 16384 + whole[-512:])
+    slack = sha256(path)
+    resize(path, "10M")
+    assert sha256(path) == slack
+    p = launch("resize", "--dry-run", "--shrink", "-f", "vpc", path, "10M")
+    assert "the footer right behind the disk" in p.stdout and sha256(path) == slack
+    resize(path, "10M", "--shrink")
+    assert path.read_bytes() == whole
+
+
 def test_whole_megabytes_for_azure(tmp_path):
     """--align: where current_size rules, the size is exact; where the geometry does, it is refused."""
     path = create_vhd(tmp_path / "a.vhd", "10M", "subformat=fixed", "force_size=on")
