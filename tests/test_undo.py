@@ -399,6 +399,19 @@ def test_a_file_that_has_gone(fakes, image):
     assert b"no longer where it was opened" in result.stderr
 
 
+def test_a_file_of_two_names(fakes, image):
+    """By the other one its journal would not be found."""
+    other = fakes.tmp / "elsewhere.qcow2"
+    os.link(image, other)
+    before = launching.digest(image)
+    for path in image, other:
+        result = play(fakes, [*GRANTED, ["hang"]], "resize", path.name, "+1G")
+        not_begun(result, path, before)
+        assert b"has other names (hard links)" in result.stderr
+    other.unlink()
+    assert play(fakes, [*GRANTED, ["done", {}]]).returncode == 0
+
+
 # ---- recover ----
 
 
