@@ -76,7 +76,8 @@ static int wanted_size(const instar_ResizeRequest *req, struct image *img, u64 *
     int rc = (int)newsize(req, img->size, size, &what, &val);
     again.shrink = true;
     if (rc == ERR_SHRINK_WITHOUT_FLAG && req->kind == instar_SizeKind_ABSOLUTE &&
-        !newsize(&again, img->size, &total, &ignored, &unused) && plan_fits(img, total)) {
+        !newsize(&again, img->size, &total, &ignored, &unused) && total < img->size &&
+        plan_fits(img, total)) {
         *size = img->size;
         return 0;
     }

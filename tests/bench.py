@@ -58,11 +58,11 @@ def interleaved(cases, rounds=None):
     return {name: statistics.median(v) for name, v in took.items()}
 
 
-def fresh(path, size, *options):
+def fresh(path, size, *options, fmt="qcow2"):
     def make():
         if os.path.exists(path):
             os.unlink(path)
-        run("qemu-img", "create", "-q", "-f", "qcow2", *options, path, str(size))
+        run("qemu-img", "create", "-q", "-f", fmt, *options, path, str(size))
     return make
 
 
@@ -144,6 +144,24 @@ def bench_reference(table, tmp, accel):
     ratio(table, f"{accel}: rebase -u / noop, backing file raw", t["base"], t["noop"], 1.25)
     ratio(table, f"{accel}: rebase -u / noop, backing file with one of its own", t["top"], t["noop"])
     ratio(table, f"{accel}: rebase -u / qemu-img rebase -u", t["gone"], t["qemu-img"])
+
+
+OTHERS = [("VHD, dynamic", "vpc", 20 * G, ()), ("VHD, fixed", "vpc", 1 * G, ("-o", "subformat=fixed")),
+          ("VHDX, dynamic", "vhdx", 20 * G, ()), ("VMDK, sparse", "vmdk", 20 * G, ())]
+
+
+def bench_others(table, tmp, accel):
+    """What qemu-img cannot resize, beside the noop."""
+    cases = {}
+    for name, fmt, size, options in OTHERS:
+        image = os.path.join(tmp, f"o{len(cases)}")
+        cases[name] = (fresh(image, size, *options, fmt=fmt),
+                       (lambda image, fmt: lambda: run(LAUNCH, "resize", "-q", "-f", fmt, "--accel",
+                                                       accel, image, "+5G"))(image, fmt))
+    cases["noop"] = (nothing, lambda: run(LAUNCH, "noop", "--accel", accel, image))
+    t = interleaved(cases)
+    for name, _, size, _ in OTHERS:
+        ratio(table, f"{accel}: resize {size >> 30}G +5G of a {name} / noop", t[name], t["noop"], 1.25)
 
 
 def bench_floor(table, tmp, accel):
@@ -244,6 +262,29 @@ def grow_memory(tmp, accel):
         resize=instar_pb2.ResizeRequest(kind="PLUS", size=5 * G)), image)
 
 
+def bench_largest(tmp):
+    """The longest BATs there are: how long, and in how much memory."""
+    accel = accels()[0]
+    for name, fmt, size, options in (("VHDX of 64 TiB", "vhdx", 64 * T,
+                                      ("-o", "block_size=1M")),
+                                     ("VHD of 2040 GiB", "vpc", 2040 * G, ("-o", "force_size=on"))):
+        image = os.path.join(tmp, "largest")
+        make = fresh(image, size // 2, *options, fmt=fmt)
+        grow = lambda: run(LAUNCH, "resize", "-q", "-f", fmt, "--accel", accel, image, str(size))
+        shrink = lambda: run(LAUNCH, "resize", "-q", "-f", fmt, "--accel", accel, "--shrink", image,
+                             str(size // 2))
+        make()
+        took = [timed(grow) / 1000, timed(shrink) / 1000]
+        make()
+        os.truncate(image, os.path.getsize(image) + G)  # long enough, so that no grant is needed
+        touched = guest_memory(tmp, accel, instar_pb2.Request(resize=instar_pb2.ResizeRequest(
+            kind="ABSOLUTE", size=size)), image) / (1 << 20)
+        os.unlink(image)
+        print(f"{accel}: {name}, grown from half of it {took[0]:.2f} s, shrunk to that {took[1]:.2f} s; "
+              f"guest memory {touched:.1f} MiB (at most 64: "
+              + ("met)" if touched <= 64 else "MISSED)"))
+
+
 def bench_scattered(tmp):
     """1 TiB of clusters in random order goes: how long, and in how much memory."""
     image = os.path.join(tmp, "scattered.qcow2")
@@ -277,6 +318,7 @@ def main():
     with tempfile.TemporaryDirectory() as tmp:
         for accel in accels():
             bench_whole(table, tmp, accel)
+            bench_others(table, tmp, accel)
             bench_reference(table, tmp, accel)
             bench_floor(table, tmp, accel)
             bench_sizes(table, tmp, accel)
@@ -291,6 +333,7 @@ def main():
         print(f"{accel}: guest memory touched by resize: {mib:.1f} MiB (under 16: "
               + ("met)" if mib < 16 else "MISSED)"))
     with tempfile.TemporaryDirectory() as tmp:
+        bench_largest(tmp)
         bench_scattered(tmp)
     seconds = build_time()
     print(f"make -j2 from clean: {seconds:.1f} s (under 30: " + ("met)" if seconds < 30 else "MISSED)"))
