@@ -12,6 +12,8 @@
 #include "text.h"
 #include "undo.h"
 
+#include <errno.h>
+#include <libgen.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -22,20 +24,9 @@ static bool same_file(const struct stat *a, const struct stat *b)
            (S_ISBLK(a->st_mode) && S_ISBLK(b->st_mode) && a->st_rdev == b->st_rdev);
 }
 
-/* The next disk after `after` that is the open file, or NULL. `after` NULL: the first one. */
-static struct disk *next_same(struct chain *c, const struct stat *now, const struct disk *after)
+/* Does disk i stand on disk `slot`, whatever lies between them, or is it that? */
+static bool leads_to(const struct chain *c, unsigned i, unsigned slot)
 {
-    for (struct disk *d = after ? c->disks + (after - c->disks) + 1 : c->disks;
-         d < c->disks + c->count; d++)
-        if (same_file(&d->before, now))
-            return d;
-    return NULL;
-}
-
-/* Does the disk stand on disk `slot`, whatever lies between them, or is it that? */
-static bool leads_to(const struct chain *c, const struct disk *d, unsigned slot)
-{
-    unsigned i = (unsigned)(d - c->disks);
     while (i != slot && c->disks[i].backing)
         i = c->disks[i].backing;
     return i == slot;
@@ -61,21 +52,43 @@ static int loop(const instar_NeedFile *need, const struct chain *c, const struct
     return -1;
 }
 
-/* The same file may be attached several times to be read, or be shared by chains; what closes a
- * loop, or has two roles, may not. *shared: the disk that is it, of the same format, or NULL. */
-static int look_around(struct chain *c, const instar_NeedFile *need, const struct stat *now,
-                       struct disk **shared, struct err *e)
+/* Are both in one directory? A name that such a file holds means the same then. */
+static bool same_directory(const char *a, const char *b)
 {
-    struct disk *d = NULL;
-    *shared = NULL;
-    while ((d = next_same(c, now, d))) {
-        bool both_data = need->role == d->role && need->role == instar_Role_ROLE_DATA;
-        bool backing = need->role == instar_Role_ROLE_BACKING && d->role == need->role;
-        if (both_data ? need->writable || d->target
-                      : !backing || leads_to(c, d, (unsigned)need->slot))
+    struct stat st[2];
+    const char *path[2] = {a, b};
+    for (int i = 0; i < 2; i++) {
+        char *copy = strdup(path[i]);
+        int r = copy ? stat(dirname(copy), &st[i]) : -1;
+        free(copy);
+        if (r < 0)
+            return false;
+    }
+    return same_file(&st[0], &st[1]);
+}
+
+/* The same file may be attached several times to be read, or be shared by chains; what closes a
+ * loop, or has two roles, may not. *shared: the disk that is it, of the same format and found in
+ * the same place, or NULL. */
+static int look_around(const struct chain *c, const instar_NeedFile *need, int fd,
+                       const char *path, unsigned *shared, struct err *e)
+{
+    struct stat now;
+    *shared = 0;
+    if (fstat(fd, &now) < 0)
+        return err_set(e, instar_Code_READ_FAILED, "Could not open '%s': %s", path,
+                       strerror(errno));
+    for (unsigned i = 0; i < c->count; i++) {
+        const struct disk *d = &c->disks[i];
+        bool alike = need->role == d->role;
+        bool data = alike && need->role == instar_Role_ROLE_DATA;
+        bool backing = alike && need->role == instar_Role_ROLE_BACKING;
+        if (!same_file(&d->before, &now))
+            continue;
+        if (backing ? leads_to(c, i, need->slot) : !data || need->writable || d->target)
             return loop(need, c, d, e);
-        if (backing && strcmp(d->format, need->format) == 0)
-            *shared = d;
+        if (backing && strcmp(d->format, need->format) == 0 && same_directory(c->paths[i], path))
+            *shared = i;
     }
     return 0;
 }
@@ -100,21 +113,14 @@ static int add(struct job *job, struct chain *c, const instar_NeedFile *need, in
     return 0;
 }
 
-static int attach(struct job *job, struct chain *c, const instar_NeedFile *need, struct err *e)
+/* Attaches the open file as what was asked for, unless it is there: then that is *at. Takes fd and
+ * path in any case. */
+static int attach(struct job *job, struct chain *c, const instar_NeedFile *need, int fd, char *path,
+                  bool writable, unsigned *at, struct err *e)
 {
-    bool writable = need->writable && !job->request.dry_run;
-    const char *holder = need->slot ? c->paths[need->slot] : job->image;
-    const char *root = c->root[need->slot] ? c->root[need->slot] : job->image;
-    struct disk *shared, *holds = &c->disks[need->slot];
-    struct stat now;
-    unsigned next = c->count;
-    char *path;
-    int fd = policy_open(&job->policy, root, holder, need, writable, &path, e);
-    if (fd < 0)
-        return -1;
-    int r = fstat(fd, &now);
-    if (r == 0)
-        r = look_around(c, need, &now, &shared, e);
+    unsigned shared, next = c->count;
+    int r = look_around(c, need, fd, path, &shared, e);
+    *at = shared ? shared : next;
     if (r == 0 && !shared && next == CHAIN_DISKS)
         r = err_set(e, instar_Code_CHAIN_DEPTH,
                     "The chain of files that the image names is longer than %d", CHAIN_DISKS - 1);
@@ -124,31 +130,36 @@ static int attach(struct job *job, struct chain *c, const instar_NeedFile *need,
         free(path);
         close(fd);
     }
-    if (r == 0 && need->role == instar_Role_ROLE_BACKING)
-        holds->backing = shared ? (unsigned)(shared - c->disks) : next;
     return r;
+}
+
+static int follow(struct job *job, struct chain *c, const instar_NeedFile *need, struct err *e)
+{
+    bool writable = need->writable && !job->request.dry_run;
+    const char *holder = need->slot ? c->paths[need->slot] : job->image;
+    const char *root = c->root[need->slot] ? c->root[need->slot] : job->image;
+    unsigned at;
+    char *path;
+    int fd = policy_open(&job->policy, root, holder, need, writable, &path, e);
+    if (fd < 0 || attach(job, c, need, fd, path, writable, &at, e) < 0)
+        return -1;
+    if (need->role == instar_Role_ROLE_BACKING)
+        c->disks[need->slot].backing = at;
+    return 0;
 }
 
 int chain_fork(struct job *job, struct chain *c, int fd, char *path, const char *name,
                const char *format, struct err *e)
 {
     instar_NeedFile need = {.role = instar_Role_ROLE_BACKING};
-    struct disk *shared;
-    struct stat now;
+    unsigned at;
     snprintf(need.format, sizeof need.format, "%s", format);
     need.name.size = (pb_size_t)strnlen(name, sizeof need.name.bytes);
     memcpy(need.name.bytes, name, need.name.size);
-    unsigned next = c->count;
-    int r = fstat(fd, &now) < 0 ? -1 : look_around(c, &need, &now, &shared, e);
-    if (r == 0)
-        r = add(job, c, &need, fd, path, false, e);
-    if (c->count == next) {
-        free(path);
-        close(fd);
-    } else {
-        c->root[next] = path;
-    }
-    return r;
+    if (attach(job, c, &need, fd, path, false, &at, e) < 0)
+        return -1;
+    c->root[at] = path;
+    return 0;
 }
 
 /* Does nothing depend on the file? Then the guest does without it, but for what must not be. */
@@ -176,7 +187,7 @@ static int attach_extents(struct job *job, struct chain *c, const instar_NeedExt
                                 .writable = need->writable};
         one.name.size = need->names[i].size;
         memcpy(one.name.bytes, need->names[i].bytes, need->names[i].size);
-        if (attach(job, c, &one, e) < 0)
+        if (follow(job, c, &one, e) < 0)
             return -1;
     }
     return 0;
@@ -203,7 +214,7 @@ int chain_run(struct job *job, struct chain *c, instar_Outcome *out, struct err 
             fprintf(stderr, "disk %u has %s %s that the result depends on\n",
                     (unsigned)out->need_file.slot,
                     policy_article(out->need_file.role), policy_kind(out->need_file.role));
-        if (attach(job, c, &out->need_file, e) < 0 && !give_up(job, c, &out->need_file, e))
+        if (follow(job, c, &out->need_file, e) < 0 && !give_up(job, c, &out->need_file, e))
             return -1;
     }
 }

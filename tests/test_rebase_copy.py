@@ -184,6 +184,18 @@ def test_the_same_file_as_of_another_format(tmp_path):
     assert rebase(path, "base", "raw")["clusters_copied"] > 0
 
 
+def test_the_same_file_in_another_place(tmp_path):
+    """A name that it holds means another file there."""
+    (tmp_path / "b").mkdir()
+    image(tmp_path / "base", "qcow2", "1M", "write -P 1 0 64k")
+    image(tmp_path / "b" / "base", "qcow2", "1M", "write -P 2 0 64k", "write -P 3 128k 64k")
+    overlay(tmp_path / "mid", "base")
+    os.link(tmp_path / "mid", tmp_path / "b" / "mid")
+    path = overlay(tmp_path / "top", "mid")
+    rebase(path, "b/mid", "qcow2", clusters=2)
+    rebase(path, "./mid", "qcow2", "--backing-dir", tmp_path / "b", clusters=0)
+
+
 def test_detached(accel, tmp_path):
     image(tmp_path / "base", "qcow2", "64M", "write -P 1 0 3M", "write -P 2 63M 1M")
     path = overlay(tmp_path / "top", "base")
