@@ -149,7 +149,7 @@ def test_out_of_turn(needs, fakes, files):
 
 
 def test_unknown_role(fakes, files):
-    refused(fakes, files, [{**BASE, "role": 4}], 4,
+    refused(fakes, files, [{**BASE, "role": 9}], 4,
             "The VM sent a frame that holds no event of the contract\n" + UNCHANGED)
 
 
