@@ -280,7 +280,8 @@ int undo_write(struct undo *u, const struct job *job, uint32_t epoch, uint64_t m
     if (!d->journal)
         return no_journal(d, 0, "the image is no longer where it was opened", e);
     if (now.st_nlink > 1) /* a symbolic link leads to the file's name; these are names themselves */
-        return no_journal(d, 0, "the image has other names (hard links), which do not lead to it", e);
+        return no_journal(d, 0, "the image has other names (hard links), which do not lead to it",
+                          e);
     uint8_t *bytes = must_alloc(journal_length(u->cnt));
     int r = take_sectors(u, bytes, d, e);
     if (r == 0) {
