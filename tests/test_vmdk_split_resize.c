@@ -452,6 +452,127 @@ static void every_crash_state(void)
     CHECK(again > 20 && between > 0);
 }
 
+/* ---- the epoch of a descriptor that spans sectors ---- */
+
+/* clang-format off */
+static const struct resize_case journalled[] = {
+    { "flats grow", { .type = "twoGbMaxExtentFlat", .cnt = 2, .sectors = { 300, 200 }, .every = 1,
+        .data = 9, .pad = 320 }, GI(7) },
+    { "one flat grows", { .type = "monolithicFlat", .sectors = { 9999 }, .every = 9, .pad = 320,
+        .crlf = true }, 100000 * 512 },
+    { "sparse ones grow", { .cnt = 2, .sectors = { 80, 8000 }, .every = 3, .data = 3,
+        .pad = 320, .last_line = true }, GI(5) },
+    { "sparse ones shrink", { .cnt = 4, .sectors = { 8000, 1600, 900, 9000 }, .grain = 8,
+        .every = 40, .pad = 320, .tail = 40 }, MI(3) },
+};
+/* clang-format on */
+enum { JOURNALLED = sizeof journalled / sizeof journalled[0] };
+
+struct rollback {
+    struct crash *c;
+    const struct blk_mem *before;
+    const struct vmdk_set_out *out;
+    u64 needed; /* states that nobody could read without it */
+};
+
+/* Only what was announced has changed; once it is put back, all is well. */
+static bool judge_journalled(void *ctx, struct blk_mem *state, const char *what)
+{
+    struct rollback *k = ctx;
+    struct vmdk_set_verdict v;
+    struct blk_mem back;
+    u64 length = vmdk_set_length(k->before, 0);
+    k->needed += wrong(k->c, state, &v) != NULL;
+    blk_mem_over(&back, state);
+    for (unsigned i = 0; i < k->out->undo; i++) {
+        u8 old[512];
+        vmdk_set_get(k->before, 0, k->out->undo_at[i], old, 512);
+        vmdk_set_put(&back, 0, k->out->undo_at[i], old, 512);
+    }
+    vmdk_set_truncate(&back, 0, length);
+    struct blk_mem then, now;
+    u64 at;
+    vmdk_set_extract(k->before, 0, &then);
+    vmdk_set_extract(&back, 0, &now);
+    if (!CHECK(blk_mem_equal(&then, &now, &at)))
+        printf("    %s: more has changed than was announced\n", what);
+    blk_mem_free(&then);
+    blk_mem_free(&now);
+    bool more = judge(k->c, &back, what);
+    blk_mem_free(&back);
+    return more;
+}
+
+static void replay(struct blk *b, const struct blk_record *done, size_t from, size_t to)
+{
+    struct err e = {0};
+    for (size_t i = from; i < to; i++) {
+        const struct record_entry *w = &done->log[i];
+        if (w->kind == REC_WRITE)
+            blk_write(b, w->off, w->data, w->len, &e);
+        else if (w->kind == REC_ZERO)
+            blk_zero(b, w->off, w->len, false, &e);
+        else if (w->kind == REC_DISCARD)
+            blk_discard(b, w->off, w->len, &e);
+        else if (w->kind == REC_FLUSH)
+            blk_flush(b, &e);
+    }
+    CHECK_ERR(&e, OK);
+}
+
+/* The states of one stretch of the log. */
+static u64 states_of(const struct blk_mem *box, const struct blk_record *done, size_t from,
+                     size_t to, record_judge *fn, struct rollback *k)
+{
+    struct blk_mem before;
+    struct blk_record r;
+    blk_mem_over(&before, box);
+    replay(&before.blk, done, 0, from);
+    blk_record_init(&r, &before);
+    replay(&r.blk, done, from, to);
+    u64 n = blk_record_states(&r, 7, RANDOM_SUBSETS, fn, fn == judge ? (void *)k->c : k);
+    blk_record_free(&r);
+    blk_mem_free(&before);
+    return n;
+}
+
+static void every_crash_state_of_a_journal(void)
+{
+    u64 total = 0, needed = 0;
+    for (unsigned i = 0; i < JOURNALLED; i++) {
+        struct blk_mem box;
+        struct blk_record r;
+        struct crash c;
+        struct vmdk_set_out out;
+        struct err e = {0};
+        size_t from = 0, to;
+        test_note("case %u, %s", i, journalled[i].name);
+        begin(&c, &box, &journalled[i], &out);
+        blk_record_init(&r, &box);
+        vmdk_set_plan(&r.blk, &box, journalled[i].new_size, &out, &e);
+        CHECK_ERR(&e, OK);
+        if (!CHECK(out.undo > 1 && out.undo < 64))
+            break;
+        for (to = 0; r.log[to].kind != REC_WRITE || r.log[to].off >= KI(64); to++)
+            if (r.log[to].kind == REC_FLUSH)
+                from = to + 1;
+        while (r.log[to].kind != REC_FLUSH)
+            to++;
+        struct rollback k = {.c = &c, .before = &box, .out = &out};
+        total += states_of(&box, &r, 0, from, judge, &k);
+        total += states_of(&box, &r, from, to, judge_journalled, &k);
+        total += states_of(&box, &r, to + 1, r.cnt, judge, &k);
+        CHECK(!c.bad && c.old && c.new);
+        needed += k.needed;
+        blk_record_free(&r);
+        blk_mem_free(&box);
+    }
+    test_note("%s", "");
+    printf("  %llu crash states, %llu of which the journal alone mends\n",
+           (unsigned long long)total, (unsigned long long)needed);
+    CHECK(needed > 30);
+}
+
 static int no_flush(struct blk *b, struct err *e)
 {
     (void)b, (void)e;
@@ -635,6 +756,7 @@ int main(void)
     RUN(extents_fill_up);
     RUN(descriptor_edits);
     RUN(every_crash_state);
+    RUN(every_crash_state_of_a_journal);
     RUN(canaries_are_caught);
     RUN(fault_sweep);
     RUN(requests);

@@ -71,7 +71,8 @@ int vmdk_set_open(struct vmdk_set *s, struct blk *dev, const struct blk_mem *box
                   const unsigned *fresh, struct err *e);
 
 struct vmdk_set_out {
-    u64 undo;                  /* sectors that the journal was shown */
+    u64 undo;                  /* sectors of the descriptor that the journal was shown */
+    u64 undo_at[64];           /* where the first of them lie */
     u64 length[IMAGE_FILES];   /* of each file of the image, that the plan ends with */
     unsigned of[IMAGE_FILES];  /* which file of the box that is */
     unsigned files, dropped;   /* dropped: so many of the last */

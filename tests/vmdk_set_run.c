@@ -32,9 +32,11 @@ static int need(struct plan_host *h, u32 epoch, const struct plan_need *n, struc
 
 static int undo(struct plan_host *h, u8 slot, u64 off, const u32 *crc, unsigned n, struct err *e)
 {
-    (void)h, (void)crc, (void)e, (void)off;
+    (void)h, (void)crc, (void)e;
     assert(slot == 0); /* the launcher journals the image, and none of the files that it names */
-    into->undo += n;
+    for (unsigned i = 0; i < n; i++, into->undo++)
+        if (into->undo < 64)
+            into->undo_at[into->undo] = off + i * 512ull;
     return 0;
 }
 
