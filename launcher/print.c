@@ -71,6 +71,17 @@ static void json_files(struct json *j, const struct disk *disks, const instar_Re
     json_close(j, ']');
 }
 
+/* The extents that the image no longer has; absent if there are none. */
+static void json_removed(struct json *j, const struct disk *disks, const instar_ResizeResult *r)
+{
+    if (!r->dropped_count)
+        return;
+    json_open(j, "removed_files", '[');
+    for (unsigned i = 0; i < r->dropped_count; i++)
+        json_text(j, NULL, disks[r->dropped[i]].name);
+    json_close(j, ']');
+}
+
 void json_resize(struct job *job, const struct disk *d, const instar_Outcome *out)
 {
     const instar_ResizeResult *r = &out->result.resize;
@@ -89,6 +100,7 @@ void json_resize(struct job *job, const struct disk *d, const instar_Outcome *ou
     json_number(j, "old_file_size", r->file_size_before);
     json_number(j, "new_file_size", r->file_size_after);
     json_files(j, d, r);
+    json_removed(j, d, r);
     if (r->rebuilt)
         json_flag(j, "refcounts_rebuilt", true);
     if (*r->warning)

@@ -341,6 +341,18 @@ def test_dry_run(tmp_path):
     assert "a new extent" in p.stdout and "(extent 3)" in p.stdout
 
 
+def test_shrink_of_what_is_not_allocated(tmp_path):
+    path = create(tmp_path / "a.vmdk", SPARSE, 5 * GI)
+    qemu_io(path, "write -P 1 2500M 64k", fmt="vmdk")
+    assert str(2500 * MI) in refused(path, "SHRINK_BELOW_ALLOCATED", "--shrink=unallocated", path,
+                                     "2G")
+    p = launch("resize", "--shrink=unallocated", "--output=json", path, "3G")
+    out = json.loads(p.stdout)
+    assert out["removed_files"] == [str(tmp_path / "a-s003.vmdk")]
+    assert [f["slot"] for f in out["other_files"]] == [1, 2] and out["action"] == "shrink"
+    assert check_set(path) == 3 * GI
+
+
 def test_noop_and_mending(tmp_path):
     path = create(tmp_path / "a.vmdk", SPARSE, 5 * GI)
     before = files(tmp_path)
