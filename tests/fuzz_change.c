@@ -104,7 +104,10 @@ static int open_image(struct blk_mem *m, struct image *img, struct err *e)
 {
     static u8 mem[IMAGE_MEM] __attribute__((aligned(4096)));
     blk_forget(&m->blk);
-    return image_open(img, &m->blk, fuzz_format.name, mem, e);
+    int rc = image_open(img, &m->blk, fuzz_format.name, mem, e);
+    if (!rc && image_lacks(img)) /* which an operation asks for */
+        rc = FAIL(e, ERR_READ_FAILED, "The files that the image consists of are not there", 0, 0);
+    return rc;
 }
 
 static bool refused_well(struct change *c, const struct err *e, int rc)
