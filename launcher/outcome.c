@@ -135,11 +135,12 @@ static int check_extents(const instar_NeedExtents *need, const struct job *job,
         disks[need->slot].role == instar_Role_ROLE_EXTENT ||
         (need->names_count == 0) != (need->create != 0))
         return err_set(e, instar_Code_PROTOCOL, "The guest asked for extents out of turn");
-    if (need->writable && (need->slot != 0 || !resize || !job->command->writes))
+    bool changes = resize || job->request.which_op == instar_Request_rebase_tag;
+    if (need->writable && (need->slot != 0 || !changes || !job->command->writes))
         return err_set(e, instar_Code_PROTOCOL,
                        "The guest asked for extents to write that it may only read");
     if (need->create &&
-        (!need->writable || need->number == 0 || need->number > 999 ||
+        (!need->writable || !resize || need->number == 0 || need->number > 999 ||
          (strcmp(need->letter, "s") != 0 && strcmp(need->letter, "f") != 0)))
         return err_set(e, instar_Code_PROTOCOL, "The guest asked for new extents of no sense");
     if (need->names_count > CHAIN_DISKS - count || need->create > CHAIN_DISKS - count)

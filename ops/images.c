@@ -140,8 +140,9 @@ int images_parts(struct images *all, struct image *img, instar_Outcome *out, str
     u8 disk = all->disk[img - all->img];
     if (!image_lacks(img))
         return 0;
-    *need = (instar_NeedExtents){
-        .slot = disk, .writable = disk == 0 && all->request->which_op == instar_Request_resize_tag};
+    pb_size_t op = all->request->which_op;
+    bool changes = op == instar_Request_resize_tag || op == instar_Request_rebase_tag;
+    *need = (instar_NeedExtents){.slot = disk, .writable = disk == 0 && changes};
     for (unsigned i = 0; i < img->parts; i++) {
         bool more;
         int rc = img->format->part(img, i, &part, &more, e);

@@ -157,6 +157,14 @@ int vmdk_shrink_clean(struct image *img, const struct resize_args *a, u64 old_en
 
 /* ---- images of several files ---- */
 
+/* What is emitted for an extent's file 0 goes to file `slot` of the image. */
+struct vmdk_part_sink {
+    struct sink sink;
+    struct sink *to;
+    u8 slot;
+};
+struct vmdk_part_sink vmdk_sink_of(struct sink *to, u64 slot);
+
 /* The extents of a disk; sectors, but for size. */
 struct vmdk_layout {
     u64 keep, add; /* extents that stay, from the first on; new ones behind them */

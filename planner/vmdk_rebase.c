@@ -156,11 +156,9 @@ static int reference_epoch(struct image *img, const struct rebase_args *a, struc
 static int check_supported(const struct image *img, struct err *e)
 {
     const struct vmdk *v = &img->u.vmdk;
-    if (v->kind)
+    if (v->kind && !v->kind->sparse)
         return FAIL(e, ERR_UNSUPPORTED_SUBFORMAT,
-                    "Only VMDK images of one file can be rebased; qemu-img convert makes a "
-                    "monolithicSparse one of this",
-                    0, 0);
+                    "A flat VMDK has all of its disk, and can stand on nothing", 0, 0);
     if (v->flags & ~(u32)VMDK_FLAGS)
         return FAIL(e, ERR_UNSUPPORTED_FEATURE, "Unknown flags in the header ({val:x})", VMH_FLAGS,
                     v->flags);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * See vmdk_rebase_copy.h. The first epoch proves the image sound. Each one that follows takes what
+ * See vmdk_rebase_copy.h. The first epoch proves the image sound, extent by extent where it has
+ * several: each is worked on as an image by itself. Each one that follows takes what
  * rebase_scan() has found in the part of the disk that some tables map: data, zeros and tables that
  * are lacking, behind all that is in use -> barrier -> entries in the tables of both directories,
  * and the second directory's entries of new tables -> barrier -> the first one's. Each entry by
@@ -24,10 +25,10 @@ enum {
 };
 
 /* struct plan_state.v */
-enum { V_PHASE, V_VOFF, V_LAST_GRAIN, V_END };
+enum { V_PHASE, V_VOFF, V_LAST_GRAIN, V_PART, V_END };
 enum { PHASE_START, PHASE_COPY };
 
-/* What the first epoch's check pass leaves for its apply pass. */
+/* What the first epoch's check pass leaves, of each extent. */
 struct note {
     u64 end; /* nothing is in use from here on, bytes */
     bool torn;
@@ -40,11 +41,12 @@ struct spot {
 };
 
 struct copy {
-    struct image *img;
+    struct image *img; /* one extent */
     const struct vmdk *v;
     struct sink *s;
-    struct rebase_scan scan;
-    u64 size; /* of the file, as it was */
+    struct rebase_scan scan; /* of the whole disk */
+    u64 base;                /* the extent's first grain */
+    u64 size;                /* of its file, as it was */
     int dirs;
     struct spot *spot; /* of the tables that the batch concerns, from `first_table` on; in work */
     u64 first_table;
@@ -70,6 +72,32 @@ static u64 directory(const struct copy *c, int dir)
     return dir ? c->v->rgd_offset : c->v->gd_offset;
 }
 
+/* ---- extents ---- */
+
+static unsigned parts_of(const struct image *img)
+{
+    return img->u.vmdk.kind ? img->parts : 1;
+}
+
+/* Extent i as an image by itself, until vmdk_return_part(). */
+static void lend(struct image *img, unsigned i, struct image *part)
+{
+    if (img->u.vmdk.kind)
+        vmdk_lend_part(img, i, part);
+    else
+        *part = *img;
+}
+
+static u64 part_start(const struct image *img, unsigned i)
+{
+    return img->u.vmdk.kind ? img->u.vmdk.part[i].start : 0;
+}
+
+static struct vmdk_part_sink part_sink(const struct image *img, unsigned i, struct sink *s)
+{
+    return vmdk_sink_of(s, img->u.vmdk.kind ? i + 1 : 0);
+}
+
 /* ---- the tables of a batch ---- */
 
 static struct cursor batch_begin(const struct copy *c)
@@ -93,15 +121,15 @@ static int next_table(struct copy *c, struct cursor *at, bool load, struct touch
     *more = at->run < b->runs;
     if (!*more)
         return 0;
-    t->idx = at->unit / c->v->gtes;
-    t->first = (u32)(at->unit % c->v->gtes);
+    t->idx = (at->unit - c->base) / c->v->gtes;
+    t->first = (u32)((at->unit - c->base) % c->v->gtes);
     memset(t->bytes, 0, sizeof t->bytes);
     int rc = load && !spot_of(c, t)->fresh
                  ? blk_read(c->img->file[0], spot_of(c, t)->at[0], t->bytes, c->v->gtes * 4ull, e)
                  : 0;
-    while (!rc && at->run < b->runs && at->unit / c->v->gtes == t->idx) {
+    while (!rc && at->run < b->runs && (at->unit - c->base) / c->v->gtes == t->idx) {
         const struct rebase_run *r = &b->run[at->run];
-        u32 k = (u32)(at->unit % c->v->gtes);
+        u32 k = (u32)((at->unit - c->base) % c->v->gtes);
         u64 off = r->kind == REBASE_DATA ? c->data_at + at->data++ * c->img->unit
                   : mark                 ? VMDK_ZEROED * VMDK_SECTOR
                                          : c->zeros_at + at->zeros++ * c->img->unit;
@@ -138,7 +166,7 @@ static int place(struct copy *c, u64 end, struct err *e)
     struct touched t;
     bool more = true;
     int rc = 0;
-    c->first_table = at.unit / c->v->gtes;
+    c->first_table = (at.unit - c->base) / c->v->gtes;
     while (!rc && !(rc = next_table(c, &at, false, &t, &more, e)) && more)
         rc = find_spot(c, &t, e);
     c->data_at = b->kept || at.zeros ? round_up(end, c->img->unit) : end;
@@ -234,33 +262,76 @@ static int emit_links(struct copy *c, struct err *e)
 
 static void count(const struct copy *c, struct plan_state *state)
 {
-    rebase_scan_count(&c->scan, c->img->unit, &state->v[V_LAST_GRAIN], &state->clusters_copied,
+    rebase_scan_count(&c->scan, c->scan.unit, &state->v[V_LAST_GRAIN], &state->clusters_copied,
                       &state->bytes_copied);
     state->v[V_VOFF] = c->scan.batch->to;
     state->done = c->scan.batch->to;
-    state->total = c->img->size;
+    state->total = c->scan.img->size;
 }
 
 /* Everything, for those who only want to know how much it is. */
 static int count_all(struct copy *c, struct plan_state *state, struct err *e)
 {
     int rc = 0;
-    while (!rc && state->v[V_VOFF] < c->img->size)
+    while (!rc && state->v[V_VOFF] < c->scan.img->size)
         if (!(rc = rebase_scan(&c->scan, state->v[V_VOFF], 0, e)))
             count(c, state);
     return rc;
 }
 
-static int copy_batch(struct copy *c, struct plan_state *state, struct err *e)
+/* The batch ends where the extent of its first grain does. Which extent that is. */
+static unsigned cut(struct rebase_scan *k, const struct image *img)
+{
+    struct rebase_batch *b = k->batch;
+    unsigned i = parts_of(img) - 1;
+    while (b->run[0].first * k->unit < part_start(img, i))
+        i--;
+    u64 end = i + 1 < parts_of(img) ? part_start(img, i + 1) : round_up(img->size, k->unit);
+    for (; b->run[b->runs - 1].first >= end / k->unit; b->runs--)
+        if (b->run[b->runs - 1].kind == REBASE_DATA)
+            b->kept -= b->run[b->runs - 1].cnt * k->unit;
+    struct rebase_run *last = &b->run[b->runs - 1];
+    u64 keep = min_u64(last->cnt, end / k->unit - last->first);
+    if (last->kind == REBASE_DATA)
+        b->kept -= (last->cnt - keep) * k->unit;
+    last->cnt = (u32)keep;
+    b->to = min_u64(b->to, min_u64(end, img->size));
+    return i;
+}
+
+static int copy_part(struct copy *c, struct plan_state *state, struct err *e)
 {
     int rc = place(c, state->v[V_END], e);
     if (rc)
         return rc;
-    count(c, state);
     state->v[V_END] = c->end;
     if ((rc = emit_data(c, e)) || (rc = emit_entries(c, e)))
         return rc;
     return emit_links(c, e);
+}
+
+static int copy_batch(struct copy *c, struct image *img, const struct rebase_args *a,
+                      struct plan_state *state, struct sink *s, struct err *e)
+{
+    const struct note *note = (const struct note *)((u8 *)a->work + NOTE_AT);
+    unsigned i = cut(&c->scan, img);
+    struct vmdk_part_sink to = part_sink(img, i, s);
+    struct image part;
+    count(c, state);
+    if (state->v[V_PART] != i) {
+        state->v[V_PART] = i;
+        state->v[V_END] = note[i].end;
+    }
+    lend(img, i, &part);
+    c->img = &part;
+    c->v = &part.u.vmdk;
+    c->s = &to.sink;
+    c->base = part_start(img, i) / img->unit;
+    c->size = part.file[0]->size;
+    c->dirs = c->v->rgd_offset ? 2 : 1;
+    int rc = copy_part(c, state, e);
+    vmdk_return_part(img, &part);
+    return rc;
 }
 
 /* ---- the first epoch ---- */
@@ -294,26 +365,37 @@ static int mend(struct image *img, const struct rebase_args *a, struct sink *s, 
     return rc;
 }
 
+static int start_part(struct image *img, const struct rebase_args *a, bool again, struct note *note,
+                      struct sink *s, struct err *e)
+{
+    struct resize_args walk = {.work = a->work, .work_len = a->work_len};
+    struct vmdk_survey found;
+    int rc = again ? 0 : vmdk_survey_torn(img, &walk, &found, e);
+    if (!rc && !again)
+        *note = (struct note){max_u64(found.used_end, img->u.vmdk.overhead), found.torn};
+    return !rc && !a->count && note->torn ? mend(img, a, s, e) : rc;
+}
+
 static int start(struct image *img, const struct rebase_args *a, struct plan_state *state,
                  struct sink *s, struct err *e)
 {
-    struct note *note = (struct note *)((u8 *)a->work + NOTE_AT);
-    struct resize_args walk = {.work = a->work, .work_len = a->work_len};
-    struct vmdk_survey found;
-    int rc = state->again ? 0 : vmdk_survey_torn(img, &walk, &found, e);
+    struct note *kept = (struct note *)((u8 *)a->work + NOTE_AT), note[VMDK_EXTENTS_MAX];
+    int rc = 0;
+    memcpy(note, kept, sizeof note); /* a survey takes all of work */
+    for (unsigned i = 0; !rc && i < parts_of(img); i++) {
+        struct vmdk_part_sink to = part_sink(img, i, s);
+        struct image part;
+        lend(img, i, &part);
+        rc = start_part(&part, a, state->again, &note[i], &to.sink, e);
+        vmdk_return_part(img, &part);
+    }
     if (rc)
         return rc;
-    if (!state->again)
-        *note = (struct note){max_u64(found.used_end, img->u.vmdk.overhead), found.torn};
+    memcpy(kept, note, sizeof note);
     state->v[V_PHASE] = PHASE_COPY;
-    state->v[V_LAST_GRAIN] = UINT64_MAX;
-    state->v[V_END] = note->end;
+    state->v[V_LAST_GRAIN] = state->v[V_PART] = UINT64_MAX;
     state->more = !a->count;
-    if (a->count)
-        return 0;
-    if (note->torn && (rc = mend(img, a, s, e)))
-        return rc;
-    return plan_barrier(s, "the image is sound", e);
+    return a->count ? 0 : plan_barrier(s, "the image is sound", e);
 }
 
 bool vmdk_rebase_goes_on(const struct plan_state *state)
@@ -321,23 +403,25 @@ bool vmdk_rebase_goes_on(const struct plan_state *state)
     return state->v[V_PHASE] == PHASE_COPY;
 }
 
-/* A whole number of tables. */
+/* What tables map, each of them as little as any. */
 static u64 span_of(const struct image *img)
 {
-    u64 table = (u64)img->u.vmdk.gtes * img->unit;
-    return table * min_u64(max_u64(SPAN / table, 1), TABLES_MAX);
+    const struct vmdk *v = &img->u.vmdk;
+    u32 gtes = v->kind ? v->part[0].sparse.gtes : v->gtes;
+    for (unsigned i = 1; v->kind && i < img->parts; i++)
+        gtes = (u32)min_u64(gtes, v->part[i].sparse.gtes);
+    u64 table = (u64)gtes * img->unit;
+    return table * min_u64(max_u64(SPAN / table, 1), TABLES_MAX - 1); /* they may lie askew */
 }
 
 int vmdk_rebase_copy(struct image *img, const struct rebase_args *a, struct plan_state *state,
                      struct sink *s, bool *done, struct err *e)
 {
-    struct copy c = {.img = img, .v = &img->u.vmdk, .s = s, .size = img->file[0]->size};
+    struct copy c = {.spot = (struct spot *)((u8 *)a->work + SPOTS_AT)};
     int rc = 0;
     *done = false;
     if (!vmdk_rebase_goes_on(state) && ((rc = start(img, a, state, s, e)) || !a->count))
         return rc;
-    c.dirs = c.v->rgd_offset ? 2 : 1;
-    c.spot = (struct spot *)((u8 *)a->work + SPOTS_AT);
     rebase_scan_init(&c.scan, img, a->new_backing, img->unit, span_of(img), (u8 *)a->work + WORK,
                      a->work_len - WORK);
     rc = a->count        ? count_all(&c, state, e)
@@ -349,30 +433,51 @@ int vmdk_rebase_copy(struct image *img, const struct rebase_args *a, struct plan
         return rc;
     state->more = true;
     if (b->runs)
-        return copy_batch(&c, state, e);
+        return copy_batch(&c, img, a, state, s, e);
     count(&c, state);
     return plan_barrier(s, "nothing differs so far", e);
 }
 
 /* ---- what is refused ---- */
 
-int vmdk_rebase_check(const struct image *img, const struct rebase_args *a, struct err *e)
+/* An extent, or the image that is one. */
+static int check_part(const struct vmdk *v, u64 start, u64 unit, struct err *e)
 {
-    const struct vmdk *v = &img->u.vmdk;
-    const struct image *chain[2] = {img, a->new_backing};
     if (v->flags & VMDK_COMPRESSED)
         return FAIL(e, ERR_UNSUPPORTED_SUBFORMAT,
                     "Nothing can be copied into a streamOptimized image; qemu-img convert makes a "
                     "monolithicSparse one of it",
                     VMH_FLAGS, v->flags);
-    if (img->unit > IMAGE_UNIT_MAX)
+    if (v->flags & ~(u32)VMDK_FLAGS)
+        return FAIL(e, ERR_UNSUPPORTED_FEATURE, "Unknown flags in the header ({val:x})", VMH_FLAGS,
+                    v->flags);
+    if (unit > IMAGE_UNIT_MAX)
         return FAIL(e, ERR_UNSUPPORTED_FEATURE, "Grains of {val} bytes are too large to be copied",
-                    VMH_GRAIN_SIZE, img->unit);
-    for (int i = 0; i < 2; i++)
+                    VMH_GRAIN_SIZE, unit);
+    if (start % unit)
+        return FAIL(e, ERR_UNSUPPORTED_SUBFORMAT,
+                    "An extent begins inside a grain, at {off} of the disk", start, unit);
+    return 0;
+}
+
+int vmdk_rebase_check(const struct image *img, const struct rebase_args *a, struct err *e)
+{
+    const struct vmdk *v = &img->u.vmdk;
+    const struct image *chain[2] = {img, a->new_backing};
+    int rc = 0;
+    if (v->kind && !v->kind->changes)
+        return FAIL(e, ERR_UNSUPPORTED_SUBFORMAT,
+                    "Nothing can be copied into an image of this type; qemu-img convert makes a "
+                    "monolithicSparse one of it",
+                    0, 0);
+    for (unsigned i = 0; !rc && i < parts_of(img); i++)
+        rc = check_part(v->kind ? &v->part[i].sparse : v, part_start(img, i), img->unit, e);
+    for (int i = 0; !rc && i < 2; i++)
         for (const struct image *link = chain[i]; link; link = link->backing)
             if (link->opaque)
                 return FAIL(e, ERR_LUKS_UNSUPPORTED,
                             "Data of an encrypted image must be read, which needs its key", 0, i);
-    int rc = vmdk_check_links(img, e);
-    return rc ? rc : vmdk_check_links(a->new_backing, e);
+    if (rc || (rc = vmdk_check_links(img, e)))
+        return rc;
+    return vmdk_check_links(a->new_backing, e);
 }

@@ -19,24 +19,17 @@ enum phase { START, GROW_TEXT, SHRINK_TEXT, SHRINK_HEADER, CLEAN };
 /* Extents of split disks: VMware's hold 2047 MiB, qemu's 2 GiB. */
 enum { FULL = 4194304, FULL_VMWARE = 4192256 };
 
-/* What is emitted for an extent's file 0 goes to file `slot` of the image. */
-struct part_sink {
-    struct sink sink;
-    struct sink *to;
-    u8 slot;
-};
-
 static int part_emit(struct sink *s, const struct patch *p, struct err *e)
 {
-    const struct part_sink *ps = (const struct part_sink *)s;
+    const struct vmdk_part_sink *ps = (const struct vmdk_part_sink *)s;
     struct patch moved = *p;
     moved.slot = moved.from = ps->slot;
     return plan_emit(ps->to, moved, e);
 }
 
-static struct part_sink sink_of(struct sink *to, u64 slot)
+struct vmdk_part_sink vmdk_sink_of(struct sink *to, u64 slot)
 {
-    return (struct part_sink){{part_emit}, to, (u8)slot};
+    return (struct vmdk_part_sink){{part_emit}, to, (u8)slot};
 }
 
 static u64 full_size(const struct image *img, u64 unit)
@@ -169,7 +162,7 @@ static int grow_flat(struct image *img, const struct vmdk_layout *l, struct sink
 static int grow_sparse(struct image *img, const struct resize_args *a, const struct vmdk_layout *l,
                        struct sink *s, struct err *e)
 {
-    struct part_sink to = sink_of(s, img->parts);
+    struct vmdk_part_sink to = vmdk_sink_of(s, img->parts);
     struct vmdk_grow g;
     struct image part;
     int rc = 0;
@@ -179,7 +172,7 @@ static int grow_sparse(struct image *img, const struct resize_args *a, const str
     if (longer)
         rc = vmdk_grow_prepare(&part, a, size, false, &g, &to.sink, e);
     for (u64 i = 0; !rc && i < l->add; i++) {
-        struct part_sink fresh = sink_of(s, img->parts + 1 + i);
+        struct vmdk_part_sink fresh = vmdk_sink_of(s, img->parts + 1 + i);
         if (!(rc = check_new(img, i, e)))
             rc = vmdk_grow_new(&part, a, vmdk_layout_new(l, i), &fresh.sink, e);
     }
@@ -249,7 +242,7 @@ static int shrink(struct image *img, const struct resize_args *a, const struct v
 static int shrink_header(struct image *img, const struct vmdk_layout *l, struct plan_state *state,
                          struct sink *s, struct err *e)
 {
-    struct part_sink to = sink_of(s, img->parts);
+    struct vmdk_part_sink to = vmdk_sink_of(s, img->parts);
     struct image part;
     int rc;
     state->v[V_PHASE] = CLEAN;
@@ -270,7 +263,7 @@ static int clean(struct image *img, const struct resize_args *a, const struct vm
                  const struct plan_state *state, struct sink *s, struct err *e)
 {
     static const char why[] = "the file ends with what is used";
-    struct part_sink to = sink_of(s, img->parts);
+    struct vmdk_part_sink to = vmdk_sink_of(s, img->parts);
     const struct vmdk_part *p = &img->u.vmdk.part[img->parts - 1];
     struct vmdk_rewrite text;
     struct image part;

@@ -37,16 +37,17 @@ int vmdk_edit_end(const struct image *img, struct vmdk_edit *d, struct err *e)
 {
     const struct vmdk *v = &img->u.vmdk;
     u32 old_len = v->text->text_len;
+    u64 size = v->kind ? img->file[0]->size : v->descriptor_size;
     if (!d->cnt)
         return 0;
-    if (d->new_len > v->descriptor_size)
+    if (d->new_len > (v->kind ? VMDK_TEXT_MAX : size)) /* a file of its own can become longer */
         return FAIL(e, ERR_DESCRIPTOR_TOO_LARGE,
                     "The descriptor's text would become {val} bytes long, for which its place at "
                     "{off} has no room",
                     v->descriptor_offset, d->new_len);
     d->to = d->part[d->cnt - 1].off + d->part[d->cnt - 1].len;
     if (d->shifts && d->new_len > old_len) /* a NUL must end it, whatever stands there */
-        d->to = (u32)min_u64(d->new_len + 1ull, v->descriptor_size);
+        d->to = d->new_len + (d->new_len < size);
     else if (d->shifts)
         d->to = old_len;
     d->whole = in_one_sector(v->descriptor_offset + d->part[0].off, d->to - d->part[0].off);
@@ -125,8 +126,12 @@ int vmdk_edit_emit(const struct image *img, const struct vmdk_edit *d, const str
         at = d->part[i].off + d->part[i].old_len;
     }
     memcpy(new + n, old + at, len - at);
-    u64 off = v->descriptor_offset + from;
-    rc = d->commit && d->whole ? plan_commit(s, off, new, d->to - from, d->why, e)
+    u64 off = v->descriptor_offset + from, end = v->descriptor_offset + d->to;
+    bool commit = d->commit && d->whole, longer = end > img->file[0]->size;
+    if (longer && ((rc = plan_length(s, end, "the descriptor's text becomes longer", e)) ||
+                   (commit && (rc = plan_barrier(s, "there is room for it", e)))))
+        return rc;
+    rc = commit ? plan_commit(s, off, new, d->to - from, d->why, e)
                                : plan_write(s, off, new, d->to - from, d->why, e);
     return rc ? rc : plan_barrier(s, "the descriptor is written", e);
 }

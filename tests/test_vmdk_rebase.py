@@ -252,6 +252,73 @@ def test_killed(tmp_path):
     assert os.stat(path).st_size <= 300 * MI + 40 * MI  # what was not linked has been overwritten
 
 
+# ---- of several files ----
+
+
+GI = 1 << 30
+SPLIT = ("subformat=twoGbMaxExtentSparse",)
+
+
+def split_text(path):
+    return path.read_bytes().rstrip(b"\0").decode()
+
+
+def reference(path):
+    found = dict(l.split("=", 1) for l in split_text(path).splitlines() if "=" in l)
+    return found.get("parentFileNameHint", "").strip('"'), int(found["parentCID"], 16)
+
+
+def split_rebase(path, *args, accel=None):
+    before = [l for l in split_text(path).splitlines() if not l.startswith("parent")]
+    p = launch("rebase", "-f", "vmdk", "--output=json", *args, path, accel=accel or best_accel())
+    assert (p.returncode, p.stderr) == (0, ""), p
+    assert "\0" not in split_text(path) and not list(path.parent.glob("*.instar-undo"))
+    assert [l for l in split_text(path).splitlines() if not l.startswith("parent")] == before
+    return json.loads(p.stdout)
+
+
+@pytest.mark.parametrize("parent", [(), SPLIT])
+def test_split(accel, tmp_path, parent):
+    """5 GiB in three extents: data at both sides of their edges, in one of them, and in the other."""
+    size = 5 * GI + 512
+    old = make(tmp_path / "a.vmdk", size, "write -P 1 2047M 2M", "write -P 2 4095M 3M",
+               "write -P 3 5119M 1M", f"write -P 4 {5 * GI} 512", opts=parent)
+    new = make(tmp_path / "b.vmdk", 3 * GI, "write -P 5 2047M 1M", "write -P 6 0 1M", opts=parent)
+    path = make(tmp_path / "c.vmdk", size, "write -P 7 2048M 64k", parent="a.vmdk", opts=SPLIT)
+    alone = tmp_path / "alone.qcow2"
+    qemu_img("convert", "-f", "vmdk", "-O", "qcow2", path, alone)
+    def same():
+        qemu_img("compare", "-f", "vmdk", "-F", "qcow2", path, alone)
+        qemu_img("check", "-q", "-f", "vmdk", path)
+    files = sorted(os.listdir(tmp_path))
+    said = split_rebase(path, "--check-only", "-b", "b.vmdk", "-F", "vmdk", accel=accel)
+    done = split_rebase(path, "-b", "b.vmdk", "-F", "vmdk", accel=accel)
+    assert sorted(os.listdir(tmp_path)) == files
+    # in grains: 2 MiB but one of them, 3 MiB, 1 MiB, a part of one; 1 MiB that must be hidden
+    assert done["clusters_copied"] == said["clusters_copied"] == 32 - 1 + 48 + 16 + 1 + 16
+    assert reference(path)[0] == "b.vmdk"
+    same()
+    done = split_rebase(path, "-b", "", accel=accel)
+    assert done["clusters_copied"] == 0 and reference(path) == ("", NONE)
+    same()
+    split_rebase(path, "-u", "-b", "a" * 600, "-F", "raw", accel=accel)
+    assert reference(path) == ("a" * 600, NONE)
+    split_rebase(path, "-u", "-b", "a.vmdk", "-F", "vmdk", accel=accel)
+    same()
+    for at in (0, 2049 * MI, 4 * GI):
+        qemu_io(path, f"write -P 0x5a {at} 64k", fmt="vmdk")
+        qemu_io(alone, f"write -P 0x5a {at} 64k")
+    same()
+    old.unlink(), new.unlink()
+
+
+def test_flat(tmp_path):
+    make(tmp_path / "a.vmdk", MI, "write -P 1 0 64k")
+    path = make(tmp_path / "f.vmdk", MI, opts=("subformat=monolithicFlat",))
+    for mode in ((), ("-u",)):
+        refused(path, "UNSUPPORTED_SUBFORMAT", "flat", *mode, "-b", "a.vmdk", "-F", "vmdk")
+
+
 # ---- refusals ----
 
 
