@@ -479,6 +479,17 @@ static int hold(struct copy *c, const struct plan_state *state, bool *yes, struc
     return qcow2_alloc_free(c->img, most, yes, e);
 }
 
+/* To ask the host for room takes time. Where it has to be asked, it is for as much again as has been
+ * written, if that much may follow before it is linked; what is left of it stays free. */
+static u64 room_ahead(const struct copy *c)
+{
+    const struct rebase_batch *b = c->scan.batch;
+    u64 unit = c->img->unit, most = HELD_MAX / unit, left = (c->img->size - b->to) / unit;
+    if (c->alloc.end * unit <= c->img->file[0]->size || c->written >= most)
+        return 0;
+    return min_u64(min_u64(c->written, most - c->written), left);
+}
+
 static int write_batch(struct copy *c, struct plan_state *state, struct err *e)
 {
     struct rebase_batch *b = c->scan.batch;
@@ -490,6 +501,7 @@ static int write_batch(struct copy *c, struct plan_state *state, struct err *e)
         c->written += b->run[i].kind == REBASE_DATA && !data_file ? b->run[i].cnt : 0;
     }
     c->alloc.end = c->written_at + c->written;
+    c->alloc.end += room_ahead(c);
     int rc = qcow2_header_autoclear(c->img, c->s, e);
     if (!rc)
         rc = lengthen(c, e);
