@@ -479,8 +479,8 @@ static int hold(struct copy *c, const struct plan_state *state, bool *yes, struc
     return qcow2_alloc_free(c->img, most, yes, e);
 }
 
-/* To ask the host for room takes time. Where it has to be asked, it is for as much again as has been
- * written, if that much may follow before it is linked; what is left of it stays free. */
+/* To ask the host for room takes time. Where it has to be asked, it is for as much again as has
+ * been written, if that much may follow before it is linked; what is left of it stays free. */
 static u64 room_ahead(const struct copy *c)
 {
     const struct rebase_batch *b = c->scan.batch;
