@@ -5,19 +5,23 @@
 # sanitizers.
 
 OPS      := noop info resize rebase
-FORMATS  := err blk table formats crc32c raw qcow2 qcow2_tables qcow2_map qcow2_walk qcow2_bitmap vhd \
-            vhdx vhdx_metadata vhdx_log vhdx_map vmdk vmdk_split vmdk_descriptor
-PLANNERS := plan check apply undo scratch copy raw qcow2 qcow2_grow qcow2_shrink qcow2_fill qcow2_tail \
-            qcow2_alloc qcow2_drop qcow2_refcount qcow2_header qcow2_data qcow2_rebuild qcow2_bitmaps qcow2_bitmap_change \
-            qcow2_rebase qcow2_rebase_header qcow2_rebase_copy qcow2_census rebase_scan qcow2_end \
+FORMATS  := err blk table formats crc32c raw qcow2 qcow2_tables qcow2_map qcow2_walk \
+            qcow2_bitmap vhd vhdx vhdx_metadata vhdx_log vhdx_map vmdk vmdk_split \
+            vmdk_descriptor
+PLANNERS := plan check apply undo scratch copy rebase_scan raw \
+            qcow2 qcow2_header qcow2_refcount qcow2_alloc qcow2_end qcow2_data qcow2_census \
+            qcow2_grow qcow2_fill qcow2_tail qcow2_shrink qcow2_drop qcow2_rebuild \
+            qcow2_bitmaps qcow2_bitmap_change \
+            qcow2_rebase qcow2_rebase_header qcow2_rebase_copy qcow2_copy_tables qcow2_copy_data \
             vhd vhd_size vhd_footer vhd_blocks vhd_grow vhd_shrink vhd_fixed \
             vhdx vhdx_survey vhdx_header vhdx_log vhdx_bat vhdx_commit vhdx_grow vhdx_shrink \
-            vmdk vmdk_survey vmdk_text vmdk_grow vmdk_child vmdk_end vmdk_shrink vmdk_rebase vmdk_rebase_copy \
-            vmdk_lines vmdk_split
+            vmdk vmdk_survey vmdk_text vmdk_grow vmdk_child vmdk_end vmdk_shrink \
+            vmdk_split vmdk_lines vmdk_rebase vmdk_rebase_copy
 KERNEL   := start memory trap serial virtio virtio_mmio virtio_pci virtio_blk lib
 OPSBASE  := main disks report newsize images planhost
-LAUNCHER := main chain extents policy commands options size err codes text json paths disks locks growth insert undo recover request raw \
-        machines cmdline qemu qmp frames vm run outcome plan print rebase hand decode
+LAUNCHER := main chain extents policy commands options size err codes text json paths disks \
+            locks growth insert undo recover request raw machines cmdline qemu qmp frames vm run \
+            outcome plan print rebase hand decode
 TESTS    := $(basename $(notdir $(wildcard tests/test_*.c)))
 GUESTS   := $(basename $(notdir $(wildcard tests/guest/*.c)))
 
