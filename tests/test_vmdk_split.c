@@ -190,6 +190,7 @@ static const struct {
     { "a huge size", NULL, "RW 8192", "RW 18446744073709551615", ERR_OVERLAY_CORRUPT },
     { "a larger one", NULL, "RW 8192", "RW 99999999999999999999999", ERR_OVERLAY_CORRUPT },
     { "another file", NULL, "a-s002.vmdk", "a-s031.vmdk", ERR_READ_FAILED },
+    { "the same file", NULL, "a-s002.vmdk", "a-s001.vmdk", ERR_LOOP },
     { "flat: shorter", "twoGbMaxExtentFlat", "RW 1024", "RW 1025", ERR_OVERLAY_CORRUPT },
     { "flat: no offset", "twoGbMaxExtentFlat", "\"a-f002.vmdk\" 0", "\"a-f002.vmdk\"",
       ERR_OVERLAY_CORRUPT },

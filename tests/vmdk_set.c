@@ -332,6 +332,9 @@ int vmdk_set_open(struct vmdk_set *s, struct blk *dev, const struct blk_mem *box
         unsigned file = rc ? 0 : file_of(box, &part);
         if (!rc && !file)
             return FAIL(e, ERR_READ_FAILED, "An extent is not there", i, 0);
+        for (unsigned k = 1; !rc && k < s->img.files; k++) /* as the launcher has it */
+            if (s->file[k].i == file)
+                return FAIL(e, ERR_LOOP, "Two lines name one file", i, k);
         attach(s, dev, box, file);
         s->img.files++;
     }
