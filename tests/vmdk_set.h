@@ -98,6 +98,8 @@ struct vmdk_set_verdict {
     bool geometry; /* the cylinders are those of line_size, or none are named */
     u64 text_hash; /* of the descriptor, but for its lines and the cylinders */
     u64 absent, stale, faults;
+    u64 torn; /* of these: extents of which vmdk_judge.h calls all faults that */
+    u64 grains;
     u64 hash;  /* of [0, upto) */
     bool zero; /* [zero_from, end) reads zero */
     char first[160];

@@ -164,6 +164,8 @@ static bool extent(const struct blk_mem *box, const char *line, u64 upto, u64 ze
     v->zero &= one.zero;
     v->absent += one.absent;
     v->stale += one.stale;
+    v->torn += one.opens && one.torn && one.faults == one.torn;
+    v->grains += one.grains;
     v->extents++;
     return true;
 }
