@@ -33,19 +33,29 @@ static int check_header(struct image *img, const struct rebase_args *a, struct e
     return qcow2_rebase_header(img, a, &state, &nowhere, e);
 }
 
+/* The stage of an image that was not closed cleanly. Whoever only counts goes on at once if it can
+ * be done: what is compared does not depend on it. */
+static int rebuild(struct image *img, const struct rebase_args *a, struct plan_state *state,
+                   struct sink *s, struct err *e)
+{
+    struct resize_args same = {.new_size = img->size, .work = a->work, .work_len = a->work_len};
+    struct plan_state aside = *state;
+    struct sink nowhere = {plan_ignore};
+    struct sink *to = a->count ? &nowhere : s;
+    int rc = qcow2_header_autoclear(img, to, e);
+    return rc ? rc : qcow2_plan_rebuild(img, &same, a->count ? &aside : state, to, e);
+}
+
 /* What a safe rebase wants to know before it changes anything. */
 static int prepare(struct image *img, const struct rebase_args *a, struct plan_state *state,
                    struct sink *s, struct err *e)
 {
     const struct qcow2 *q = &img->u.qcow2;
-    struct resize_args same = {.new_size = img->size, .work = a->work, .work_len = a->work_len};
     int rc = qcow2_rebase_check(img, a, e);
     if (rc || (rc = check_header(img, a, e)))
         return rc;
-    if (q->incompatible & QCOW2_INCOMPAT_DIRTY) {
-        rc = qcow2_header_autoclear(img, s, e);
-        return rc ? rc : qcow2_plan_rebuild(img, &same, state, s, e);
-    }
+    if (q->incompatible & QCOW2_INCOMPAT_DIRTY)
+        return rebuild(img, a, state, s, e);
     return state->again ? 0 : qcow2_census_check(img, a->work, a->work_len, e);
 }
 

@@ -432,6 +432,21 @@ def same_vmdk(before, path):
     return qemu_img("compare", "-f", "raw", "-F", "vmdk", before, path, check=False).returncode == 0
 
 
+def test_counting_before_a_repair(accel, tmp_path):
+    """--check-only of an image that must be repaired first tells what will be copied after it."""
+    image(tmp_path / "old", "qcow2", "1M", "write -P 1 0 192k")
+    image(tmp_path / "new", "qcow2", "1M", "write -P 2 512k 128k")
+    path = overlay(tmp_path / "top", "old", "qcow2", None, "lazy_refcounts=on")
+    run("qemu-io", "-f", "qcow2", "-c", "write -P 3 64k 64k", "-c", "abort", path)
+    assert path.read_bytes()[79] & 1
+    before, words = sha256(path), ("--output=json", "-b", "new", "-F", "qcow2", path)
+    looked = json.loads(launch("rebase", "--check-only", *words, accel=accel).stdout)
+    assert looked["clusters_copied"] == 4 and sha256(path) == before
+    done = json.loads(launch("rebase", *words, accel=accel).stdout)
+    assert done["refcounts_rebuilt"] and done["clusters_copied"] == 4
+    assert looked["bytes_copied"] == done["bytes_copied"] == 128 * KI
+
+
 def test_vmdk(accel, tmp_path):
     image(tmp_path / "old.vmdk", "vmdk", "8M", "write -P 1 0 3M", "write -P 5 4M 1M")
     image(tmp_path / "new.vmdk", "vmdk", "8M", "write -P 5 4M 1M", "write -P 9 6M 1M")
