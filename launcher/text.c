@@ -26,11 +26,22 @@ static size_t utf8_char(const uint8_t *p, size_t len, uint32_t *c)
     return n;
 }
 
-/* Control characters; what joins, hides, separates lines or turns the direction of writing. */
+/* Control characters; what joins, hides, separates lines or turns the direction of writing: all
+ * that Unicode says is shown as nothing (Default_Ignorable_Code_Point), and the rest of its Cf, Zl,
+ * Zp, but for the marks that go around numbers. */
 static bool is_control(uint32_t c)
 {
-    return c < 0x20 || (c >= 0x7f && c < 0xa0) || (c >= 0x200b && c < 0x2010) ||
-           (c >= 0x2028 && c < 0x202f) || (c >= 0x2060 && c < 0x2070) || c == 0xfeff;
+    static const struct {
+        uint32_t first, last;
+    } range[] = {{0, 0x1f},          {0x7f, 0x9f},       {0xad, 0xad},       {0x34f, 0x34f},
+                 {0x61c, 0x61c},     {0x115f, 0x1160},   {0x17b4, 0x17b5},   {0x180b, 0x180f},
+                 {0x200b, 0x200f},   {0x2028, 0x202e},   {0x2060, 0x206f},   {0x3164, 0x3164},
+                 {0xfe00, 0xfe0f},   {0xfeff, 0xfeff},   {0xffa0, 0xffa0},   {0xfff0, 0xfffb},
+                 {0x13430, 0x1345f}, {0x1bca0, 0x1bca3}, {0x1d173, 0x1d17a}, {0xe0000, 0xe0fff}};
+    for (size_t i = 0; i < sizeof range / sizeof range[0]; i++)
+        if (c >= range[i].first && c <= range[i].last)
+            return true;
+    return false;
 }
 
 void text_safe(FILE *to, const void *bytes, size_t len, enum text_lines lines)
@@ -76,6 +87,9 @@ void text_json(FILE *to, const void *bytes, size_t len)
             fputs("\\n", to);
         else if (c < 0x10000 && is_control(c))
             fprintf(to, "\\u%04x", (unsigned)c);
+        else if (is_control(c)) /* a pair of surrogates */
+            fprintf(to, "\\u%04x\\u%04x", (unsigned)(0xd7c0 + (c >> 10)),
+                    (unsigned)(0xdc00 + (c & 0x3ff)));
         else
             fwrite(p, 1, n, to);
         p += n ? n : 1;

@@ -493,3 +493,19 @@ def test_locks_taken_and_given_up(words, taken, qemu, fakes):
     with open(image, "r+b") as f:
         assert all(ofd(f, OFD_GETLK, fcntl.F_WRLCK, b) == fcntl.F_UNLCK for b in range(99, 210))
     assert launching.digest(image) == before
+
+
+@pytest.mark.parametrize("name, shown", [
+    ("\u061c", "\\xd8\\x9c"), ("\u00ad", "\\xc2\\xad"), ("\u200b", "\\xe2\\x80\\x8b"),
+    ("\u202e", "\\xe2\\x80\\xae"), ("\ufe0f", "\\xef\\xb8\\x8f"), ("\ufff9", "\\xef\\xbf\\xb9"),
+    ("\U000e0041", "\\xf3\\xa0\\x81\\x81"), ("\U0001d173", "\\xf0\\x9d\\x85\\xb3"),
+    ("\u00e9\u0645\U0001f4be", "\u00e9\u0645\U0001f4be")])
+def test_what_cannot_be_seen_is_escaped(name, shown, tmp_path):
+    """In names and other text: what hides, or turns the direction. JSON has it all, escaped."""
+    missing = f"Could not open '{tmp_path}/a%sb': Could not open '{tmp_path}/a%sb': " \
+              "No such file or directory"
+    path = f"{tmp_path}/a{name}b"
+    refused(run("info", path), "instar-launch: " + missing % (shown, shown) + "\n")
+    out = run("info", "--output=json", path).stdout.decode()
+    assert json.loads(out)["error"] == missing % (name, name)
+    assert (name in out) == (name == shown)
