@@ -67,6 +67,14 @@ static bool same_directory(const char *a, const char *b)
     return same_file(&st[0], &st[1]);
 }
 
+/* Would the owner of the image have somebody else's file written? root alone may: of other images
+ * a name is all that their owner has contributed. */
+static bool is_foreign(const struct chain *c, const instar_NeedFile *need, const struct stat *now)
+{
+    uid_t owner = c->disks[0].before.st_uid;
+    return need->writable && now->st_uid != owner && owner != 0;
+}
+
 /* The same file may be attached several times to be read, or be shared by chains; what closes a
  * loop, or has two roles, may not. *shared: the disk that is it, of the same format and found in
  * the same place, or NULL. */
@@ -78,6 +86,9 @@ static int look_around(const struct chain *c, const instar_NeedFile *need, int f
     if (fstat(fd, &now) < 0)
         return err_set(e, instar_Code_READ_FAILED, "Could not open '%s': %s", path,
                        strerror(errno));
+    if (is_foreign(c, need, &now))
+        return err_set(e, instar_Code_POLICY_REFUSED,
+                       "'%s' would be written, and belongs to another user than the image", path);
     for (unsigned i = 0; i < c->count; i++) {
         const struct disk *d = &c->disks[i];
         bool alike = need->role == d->role;

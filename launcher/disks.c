@@ -124,6 +124,13 @@ enum disk_state disk_state(const struct disk *d)
     return same ? DISK_UNTOUCHED : DISK_TOUCHED;
 }
 
+bool disk_changed(const struct disk *d)
+{
+    struct stat now;
+    return !d->writable && !d->device && fstat(d->fd, &now) == 0 &&
+           (now.st_size != d->before.st_size || !same_time(now.st_mtim, d->before.st_mtim));
+}
+
 void disk_take_back(const struct disk *d)
 {
     struct stat now;

@@ -60,6 +60,9 @@ uint64_t disk_sectors(const struct disk *d, uint64_t length);
 enum disk_state { DISK_UNTOUCHED, DISK_UNKNOWN, DISK_TOUCHED };
 enum disk_state disk_state(const struct disk *d);
 
+/* Is a file that the operation only reads no longer what it was when it was opened? */
+bool disk_changed(const struct disk *d);
+
 /* Takes back a growth that the guest was never told of. QEMU must be dead. */
 void disk_take_back(const struct disk *d);
 

@@ -74,6 +74,8 @@ static int cannot_open(const char *name, int error, struct err *e)
 static int attach(struct job *job, struct chain *c, const char *name, struct err *e)
 {
     char *path;
+    if (job->lenient && strncmp(name, "file:", 5) == 0)
+        name += 5; /* what is stored stays; where it leads is looked at */
     if (policy_protocol(name))
         return err_set(e, instar_Code_POLICY_REFUSED,
                        "Could not open new backing file '%s': it is no plain file name, and such "

@@ -137,10 +137,23 @@ static int prepare(struct vm *vm, const instar_Need *need, struct err *e)
     return 0;
 }
 
+/* A Need is the moment to look whether what the guest goes by is still what it has read. */
+static int check_unchanged(const struct vm *vm, struct err *e)
+{
+    for (unsigned i = 0; i < vm->count; i++)
+        if (disk_changed(&vm->disks[i]))
+            return err_set(e, instar_Code_HEADER_MISMATCH,
+                           "'%s' was written to while it was read; retry the operation when nobody "
+                           "writes to it",
+                           vm->disks[i].name);
+    return 0;
+}
+
 /* Judges the whole Need before anything is done for any part of it. */
 static int serve_need(struct vm *vm, const instar_Need *need, struct err *e)
 {
-    if (growth_check(need, vm->disks, vm->count, e) < 0 || prepare(vm, need, e) < 0)
+    if (check_unchanged(vm, e) < 0 || growth_check(need, vm->disks, vm->count, e) < 0 ||
+        prepare(vm, need, e) < 0)
         return -1;
     for (unsigned i = 0; i < need->lengths_count; i++) {
         const instar_NeedLength *l = &need->lengths[i];

@@ -93,8 +93,12 @@ int chain_look(struct chain *c, u64 voff, u64 max, struct chain_piece *p, struct
 static int queue_data(const struct chain_piece *p, u8 *buf, struct chain_reads *r, struct err *e)
 {
     struct blk *b = p->img->file[p->x.slot];
-    u64 off = p->x.off, left = p->x.len, part;
+    u64 off = p->x.off, left = p->x.len, part, last = off + left - 1;
     int rc = 0;
+    if (p->img->unit && !p->x.slot && last - last % p->img->unit >= b->size)
+        return FAIL(e, ERR_OVERLAY_CORRUPT,
+                    "A backing file has been truncated: data of it should stand at {off}", off,
+                    b->size);
     for (; left; off += part, buf += part, left -= part) {
         part = off % b->sector || off >= b->size
                    ? 0

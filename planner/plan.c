@@ -176,7 +176,8 @@ static int ask(const struct step *st, const struct plan_state *state, struct che
     need->room |= need->eventual > st->img->file[0]->size;
     need->undo = check->undo.cnt > 0;
     int rc = need->undo ? undo_show(&check->undo, h, e) : 0;
-    return rc || (!need->room && !need->undo && !journal) ? rc : h->need(h, state->epoch, need, e);
+    bool asks = need->room || need->undo || need->confirm || journal;
+    return rc || !asks ? rc : h->need(h, state->epoch, need, e);
 }
 
 /* What an epoch has done, for the host. */
@@ -195,12 +196,13 @@ static int run_epochs(const struct step *st, struct plan_host *h, struct err *e)
     bool journal = false; /* the epoch before was one of P10 */
     int rc;
     do {
-        state.more = state.undo = state.stage = state.open = state.again = false;
+        state.more = state.undo = state.stage = state.open = state.confirm = state.again = false;
         copy = state;
         if ((rc = check_pass(st, &copy, &check, h, e)))
             return rc;
         for (int i = 0; i < st->img->files; i++)
             h->length[i] = check.length[i];
+        check.need.confirm = copy.confirm;
         check.need.eventual = state.epoch == 0 ? copy.eventual : 0;
         h->eventual = max_u64(h->eventual, max_u64(check.need.eventual, check.length[0]));
         h->more = copy.more;

@@ -88,6 +88,8 @@ struct plan_state {
     bool stage; /* set by the planner: this epoch repairs the image first, and does nothing else */
     bool open;  /* set by the planner: nothing refers to what this epoch writes, and others follow:
                  * it need not end at a barrier */
+    bool confirm; /* set by the planner: the host is asked before this epoch even if that needs
+                   * nothing, and looks whether what has been read is still what it was */
     bool again; /* set by plan_run(): the second pass of this epoch; what the first one left in
                  * args.work is there */
     u64 eventual; /* set in the first epoch of several: the most that the file may come to, bytes */
@@ -162,6 +164,7 @@ struct plan_need {
                               * Asked for in the first, so that a refusal comes before a write */
     bool room;               /* some length is wanted */
     bool undo;               /* what plan_host.undo was shown must be durable first */
+    bool confirm;            /* see plan_state.confirm */
 };
 
 enum { UNDO_SHOW_MAX = 64 };

@@ -69,5 +69,6 @@ int qcow2_rebase(struct image *img, const struct rebase_args *a, struct plan_sta
         return rc;
     if (!rc && !done)
         rc = qcow2_rebase_copy(img, a, state, s, &done, e);
+    state->confirm = !rc && done && !a->unsafe;
     return rc || !done ? rc : qcow2_rebase_header(img, a, state, s, e);
 }

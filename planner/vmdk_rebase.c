@@ -182,5 +182,6 @@ int vmdk_rebase(struct image *img, const struct rebase_args *a, struct plan_stat
         rc = prepare(img, a, e);
     if (!rc && !done)
         rc = vmdk_rebase_copy(img, a, state, s, &done, e);
+    state->confirm = !rc && done && !a->unsafe;
     return rc || !done ? rc : reference_epoch(img, a, state, s, e);
 }

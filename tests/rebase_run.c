@@ -268,7 +268,7 @@ bool run_switched(struct blk *b)
 static int need(struct plan_host *h, u32 epoch, const struct plan_need *n, struct err *e)
 {
     (void)h, (void)epoch, (void)e;
-    CHECK(n->room || n->undo);
+    CHECK(n->room || n->undo || n->confirm);
     return 0;
 }
 

@@ -5,6 +5,7 @@ tests/test_files.py has the launcher's side with a QEMU that lies; tests/test_qc
 crash states.
 """
 import json
+import os
 import random
 
 import pytest
@@ -194,3 +195,21 @@ def test_shrink_unallocated(tmp_path):
             "--shrink=unallocated", size="1M")
     resize(disk, 3 * MI, "--shrink=unallocated")
     assert info(disk)["virtual-size"] == 3 * MI
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+def test_of_another_user(tmp_path):
+    """Whose image it is may not have root write somebody else's file."""
+    disk = make(tmp_path, 2 * MI, True)
+    data = tmp_path / "disk.data"
+    os.chown(disk, 1000, 1000)
+    os.chown(data, 1001, 1001)
+    before = sha256(disk), sha256(data)
+    for words in (["+1M"], ["--shrink", "1M"], ["--dry-run", "+1M"]):
+        p = launch("resize", "--output=json", disk, *words)
+        out = json.loads(p.stdout)
+        assert p.returncode == 1 and out["code"] == "POLICY_REFUSED"
+        assert "belongs to another user than the image" in out["error"]
+    assert (sha256(disk), sha256(data)) == before
+    os.chown(data, 1000, 1000)
+    resize(disk, 3 * MI)

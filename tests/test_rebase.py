@@ -700,3 +700,14 @@ def test_blocks_of_4096(accel, tmp_path):
     os.truncate(path, 262144)
     rebase(path, "-b", "base", "-F", "raw", "--logical-block-size=4096", accel=accel)
     assert check_status(path) == 1 and info(path)["backing-filename"] == "base"
+
+
+def test_a_loop_with_a_protocol(tmp_path):
+    """qemu takes `file:` off a name before it opens it."""
+    top = create(tmp_path / "top", MI)
+    before = sha256(top)
+    p = launch("rebase", "-u", "-b", "file:top", "-F", "qcow2", top)
+    assert p.returncode == 1 and "creates an infinite loop" in p.stderr
+    assert sha256(top) == before
+    p = launch("rebase", "-u", "-b", "file:other", "-F", "qcow2", top)
+    assert p.returncode == 0 and info(top)["backing-filename"] == "file:other"

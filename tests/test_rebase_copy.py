@@ -485,3 +485,39 @@ def test_vmdk_unsafe(accel, tmp_path):
     assert launch("rebase", "-u", "-b", "", path, accel=accel).returncode == 0
     assert "backing-filename" not in info(path)
     qemu_io(path, "read -P 0 0 8M", fmt="vmdk")
+
+
+def test_a_base_that_is_cut_meanwhile(accel, tmp_path):
+    """What was read as data must still be there when the reference changes."""
+    top = None
+    for _ in range(3):  # the cut may come too late
+        old = image(tmp_path / "old", "raw", 192 * MI, "write -P 1 0 192M")
+        create(tmp_path / "new", 192 * MI)
+        top = overlay(tmp_path / "top", "old", "raw")
+        length = top.stat().st_size
+        p = subprocess.Popen([LAUNCH, "rebase", f"--accel={accel}", "-b", "new", "-F", "qcow2",
+                              top], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        until = time.monotonic() + TIMEOUT
+        while p.poll() is None and top.stat().st_size == length and time.monotonic() < until:
+            time.sleep(0.001)
+        if p.poll() is None:
+            os.truncate(old, 160 * MI)
+        out, err = p.communicate(timeout=TIMEOUT)
+        if p.returncode:
+            break
+        qemu_io(top, "read -P 1 0 160M")
+    assert p.returncode == 1 or p.returncode == 4, (out, err)
+    assert "old' was written to while it was read; retry" in err
+    assert info(top)["backing-filename"] == "old"
+    qemu_io(top, "read -P 1 0 160M")
+    assert check_status(top) in (0, 3)
+
+
+def test_a_base_that_was_cut_before(accel, tmp_path):
+    image(tmp_path / "old", "qcow2", 8 * MI, "write -P 1 0 8M")
+    top = overlay(tmp_path / "top", "old")
+    os.truncate(tmp_path / "old", (tmp_path / "old").stat().st_size - 3000000)
+    before = sha256(top)
+    p = launch("rebase", "-b", "", top, accel=accel)
+    assert p.returncode == 1 and "A backing file has been truncated" in p.stderr
+    assert info(top)["backing-filename"] == "old" and sha256(top) == before
