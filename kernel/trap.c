@@ -27,6 +27,7 @@ enum { FIRST_US = 100, LAST_US = 1000 };
 
 enum lapic_reg {
     LAPIC = 0xfee00000,
+    LAPIC_TPR = LAPIC + 0x080,
     LAPIC_EOI = LAPIC + 0x0b0,
     LAPIC_SVR = LAPIC + 0x0f0,
     LAPIC_LVT_TIMER = LAPIC + 0x320,
@@ -39,6 +40,9 @@ static void lapic_init(void)
 {
     mmio_write32(LAPIC_SVR, 0x100 | VECTOR_SPURIOUS);
     mmio_write32(LAPIC_LVT_LINT0, 1 << 16); /* whatever firmware left running behind the 8259 */
+    /* QEMU under TCG remembers a request of the 8259's that is older than that, and would serve it
+     * as vector -1. It looks again, and forgets it, when the priority is written. */
+    mmio_write32(LAPIC_TPR, 0);
     mmio_write32(LAPIC_LVT_TIMER, VECTOR_TIMER);
     mmio_write32(LAPIC_TIMER_DIVIDE, 0xb); /* by 1 */
 }

@@ -491,6 +491,18 @@ def test_firmware_that_assigns_bars(tmp_path, image, name):
                   *others, *m.disk(0, image(MIB, "a")), *m.disk(23, image(MIB, "b"))) == [0] * 5
 
 
+@pytest.mark.parametrize("name", ["pc-seabios", "q35-seabios"])
+def test_a_tick_of_the_firmware(tmp_path, image, name):
+    """On a busy machine the timer that SeaBIOS has left running ticks before the first wait."""
+    m = make_machine(name, "tcg")
+    module = write_module(tmp_path, "f 0 f 0")
+    vms = [subprocess.Popen(argv(m, "blkio", "-serial", "stdio", *m.disk(0, image(MIB, str(i))),
+                                 module=module), stdin=subprocess.DEVNULL,
+                            stdout=subprocess.PIPE) for i in range(12)]
+    assert [(vm.communicate(timeout=TIMEOUT)[0], vm.returncode) for vm in vms] == \
+        [(b"0\n0\n", 1)] * 12
+
+
 @pytest.mark.parametrize("device", [
     "virtio-rng-pci,disable-legacy=on,addr=4", "e1000,addr=4", "pcie-root-port,addr=4",
     # Of a block device: at another function; its BAR too large; its notifications in I/O space.
