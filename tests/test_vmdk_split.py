@@ -293,7 +293,8 @@ def test_new_files(tmp_path):
     (tmp_path / "x.y-s002.vmdk").write_text("somebody's")
     os.symlink("nowhere", tmp_path / "x.y-s003.vmdk")
     os.chmod(path, 0o640)
-    os.chown(path, 1234, 2345) if os.geteuid() == 0 else None
+    for of_it in (path, tmp_path / "x.y-s001.vmdk"):
+        os.chown(of_it, 1234, 2345) if os.geteuid() == 0 else None
     resize(path, 5 * GI)
     assert [l[2] for l in lines_of(path)] == ["x.y-s001.vmdk", "x.y-s004.vmdk", "x.y-s005.vmdk"]
     assert (tmp_path / "x.y-s002.vmdk").read_text() == "somebody's"
