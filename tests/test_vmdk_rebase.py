@@ -40,9 +40,10 @@ def content(path):
 
 
 def text(path):
+    """Up to the NUL that ends it; qemu leaves bytes of longer ones behind that."""
     with open(path, "rb") as f:
         f.seek(TEXT)
-        return f.read(10240).rstrip(b"\0").decode()
+        return f.read(10240).split(b"\0")[0].decode()
 
 
 def hint(path):
